@@ -91,7 +91,7 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
     from jaxmm.estimation import chips, roofline
-    from jaxmm.models.flops import attended_shares, batch_flops, forward_flops, parameter_counts
+    from jaxmm.models.flops import attended_shares, batch_flops, forward_flops, parameter_counts, recomputed_flops
     from jaxmm.models.multimodal import abstract_params
     from jaxmm.recipe import read_recipe
     from jaxmm.training import cpu_dtype
@@ -141,7 +141,8 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     if target.platform == "gpu" or is_formula:
         figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh, target.platform)
         if machine:
-            figures["roofline"] = roofline.by_formula(machine, figures, flops, compute.remat == "full")
+            again = recomputed_flops(recipe.model, row, recipe.trainable, compute.remat) * config.batch_size
+            figures["roofline"] = roofline.by_formula(machine, figures, flops, again, config.accumulation)
     else:
         of_compiled, text = compiled(program, budgets, config.batch_size, mesh)
         figures |= of_compiled

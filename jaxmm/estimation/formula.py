@@ -32,11 +32,13 @@ def by_formula(
 ) -> dict[str, Any]:  # fmt: skip
     """Memory of a device, and what it sends.
 
-    The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
-    chunk of logits, or one layer that is recomputed, with its parameters gathered, or dequantised. What is kept is
-    counted by JAX, and taken to be split over the devices of ``data``, ``fsdp``, ``expert`` and ``context``; what a
-    fused kernel or a compiler saves of it is not known here, nor are slots that a CPU leaves empty behind the choices
-    of each expert.
+    The state, gradients, with several microbatches also those of one of them beside the sum, and what the forward pass
+    keeps; then the larger of two: the head with its gradient and a chunk of logits, or one layer that is recomputed,
+    with its parameters gathered, or dequantised. What is kept is counted by JAX, and taken to be split over the devices
+    of ``data``, ``fsdp``, ``expert`` and ``context``, and what lies between two maps of a layer over ``tensor``, as
+    ``split.share`` says; what a fused kernel or a compiler saves of it is not known here, nor are slots that a CPU
+    leaves empty behind the choices of each expert. With remat "offload" a device keeps what "full" does, and its host
+    the rest.
 
     Args:
       rows: of the global batch.
@@ -57,25 +59,28 @@ def by_formula(
     chunk = min(logits, LOGITS.get(platform, LOGITS_ELSEWHERE)) // mesh.shape["tensor"]
     # The logits and their gradient, and on a CPU what is between them, which compilers for the others fuse.
     of_loss = head * of_head + (3 * chunk if platform == "cpu" else chunk + chunk * _item(recipe) // 4)
-    kept, again = _kept_of_row(program, budgets, mesh)
+    kept, again, offloaded = _kept_of_row(program, budgets, mesh)
     of_slots, of_gradients = _slot_bytes(recipe, budgets.tokens, mesh)
     if recipe.compute.remat == "none" and of_slots:
         kept += _kept_of_slots(recipe, budgets.tokens, mesh) * len(decoder.layers_of("experts"))
     again += of_gradients + of_slots * (recipe.compute.remat != "none")
     is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
     of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)
+    gradients = shard_bytes(trained)
     figures = {
-        "gradient_bytes": shard_bytes(trained),
+        "gradient_bytes": gradients,
+        "microbatch_gradient_bytes": gradients * (accumulation > 1),
         "kept_bytes": kept * at_once // shards,
+        "host_bytes": offloaded * at_once // shards,
         "loss_bytes": of_loss,
         "layer_made_again_bytes": of_layer,
     }
-    activations = figures["kept_bytes"] + max(of_loss, of_layer)
+    activations = figures["microbatch_gradient_bytes"] + figures["kept_bytes"] + max(of_loss, of_layer)
     return {
         "source": "formula, nothing compiled",
         **figures,
         "activation_bytes": activations,
-        "peak_bytes": shard_bytes(state) + figures["gradient_bytes"] + activations,
+        "peak_bytes": shard_bytes(state) + gradients + activations,
         "sent_bytes": sent_by_formula(recipe, state.params, budgets, rows, accumulation, mesh),
     }
 
@@ -85,18 +90,21 @@ def _item(recipe: Any) -> int:
     return 4 if recipe.compute.dtype == "float32" else 2
 
 
-def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
-    """Bytes that the backward pass keeps of a row, and those of one layer that it makes again: the larger kind's."""
+def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int, int]:
+    """Bytes of a row that a device keeps for the backward pass, those of one layer that it makes again or gets from the
+    host, of the larger kind, and those that are kept in the host's memory."""
     import dataclasses
 
     import jax
 
-    from jaxmm.models.multimodal import make_model
+    from jaxmm.estimation.split import share
+    from jaxmm.models.multimodal import abstract_params, make_model
     from jaxmm.models.tree import joined
     from jaxmm.training.program import abstract_batch
 
-    recipe, params = program.recipe, program.abstract_state(mesh).params
-    _, apply = make_model(recipe.model)
+    recipe, model = program.recipe, share(program.recipe.model, mesh.shape["tensor"])
+    params = abstract_params(model)
+    _, apply = make_model(model)
 
     def of_row(remat: str, parts: list[str]) -> int:
         compute = dataclasses.replace(recipe.compute, remat=remat)
@@ -115,14 +123,18 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
 
     parts = list(recipe.trainable.split(params)[0])
     behind = [part for part in parts if part not in ("vision", "audio")]
-    remat, model = recipe.compute.remat, recipe.model
+    remat = recipe.compute.remat
+    is_offloaded = remat == "offload"
+    if is_offloaded:
+        remat = "full"
     kept = of_row(remat, parts)
     if remat == "none":
-        return kept, 0
+        return kept, 0, 0
+    offloaded = of_row("offload", parts) - kept if is_offloaded else 0
     recompute = of_row("none", parts) - kept
     of_decoder = of_row("none", behind) - of_row(remat, behind) if behind else 0
     layers = max((tower.layers for tower in (model.vision, model.audio) if tower), default=1)
-    return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // layers, 0)
+    return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // layers, 0), offloaded
 
 
 def _copied(recipe: Any, x: Any, mesh: Any) -> int:

@@ -50,7 +50,11 @@ def forecast(roofline: Mapping[str, Any], save: Mapping[str, Any]) -> list[str]:
     lines = ["", "Forecast, at published peaks; nothing of it was measured:"]
     for unit, seconds in sorted(roofline["least_seconds_of"].items(), key=lambda each: -(each[1] or 0)):
         time = "no peak published" if seconds is None else f"{seconds:.3g} s"
-        lines.append(f"  {unit}: {time}{', which binds' if unit == roofline['binds'] else ''}")
+        again = roofline.get("recomputed_share", 0.0) if unit == "matrix unit" else 0.0
+        lines.append(
+            f"  {unit}: {time}{f', {again:.0%} of it recomputation' if again else ''}"
+            f"{', which binds' if unit == roofline['binds'] else ''}"
+        )
     lines.append(f"  least time of a step {roofline['least_seconds']:.3g} s: MFU at most {roofline['most_mfu']:.2f}")
     if "in_order_seconds" in roofline:
         parts = ", ".join(f"{seconds:.3g} s {name}" for name, seconds in roofline["in_order"].items())

@@ -22,13 +22,14 @@ LISTED = 8  # collectives that are waited for, and users of memory, in the figur
 MATRIX, MEMORY = "matrix unit", "memory"
 # Matmuls of a pair of a query and a key in each of splash attention's kernels, of two FLOPs a number of a head.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+TOWERS = {"models/towers/audio": "audio", "models/towers/": "vision"}  # whose attention it is, by a source's path
 
 
 def attention_kernels(program: Program, shares: Mapping[str, float]) -> Kernel:
     """FLOPs of splash attention's kernels: of pairs that see each other, not of the rest of their blocks.
 
     Args:
-      shares: of the pairs of a row that see each other, of "tower" and "decoder".
+      shares: of the pairs of a row that see each other, as of ``flops.attended_shares``.
     """
 
     def flops(call: Instruction, operands: Sequence[Any]) -> float | None:
@@ -36,9 +37,10 @@ def attention_kernels(program: Program, shares: Mapping[str, float]) -> Kernel:
         heads = [array.dims for array in operands if len(array.dims) == 3 and array.dtype != "s32"]
         if not matmuls or len(heads) < 2:
             return None
-        in_tower = any("models/towers/" in frame.file for frame in program.frames_of(call))
+        files = [frame.file for frame in program.frames_of(call)]
+        part = next((name for mark, name in TOWERS.items() if any(mark in file for file in files)), "decoder")
         (count, queries, width), keys = heads[0], heads[1][1]
-        return 2.0 * matmuls * width * count * queries * keys * shares["tower" if in_tower else "decoder"]
+        return 2.0 * matmuls * width * count * queries * keys * shares[part]
 
     return flops
 
@@ -80,20 +82,35 @@ def of_program(
 
 
 def by_formula(
-    machine: Machine, figures: Mapping[str, Any], model_flops: float, is_recomputed: bool
+    machine: Machine, figures: Mapping[str, Any], model_flops: float, recomputed_flops: float = 0.0,
+    accumulation: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    """The same for devices that nothing is compiled for: FLOPs of the model, and of the forward pass again where it is
-    recomputed; the state, gradients and what is kept, each read and written once."""
-    matrix = model_flops / machine.mesh.size * (4 / 3 if is_recomputed else 1)
-    bytes_of_state = sum(figures[name] for name in ("parameter_bytes", "optimizer_bytes", "gradient_bytes"))
-    memory = 2.0 * (bytes_of_state + figures["kept_bytes"])
+    """The same for devices that nothing is compiled for.
+
+    Each microbatch reads the parameters forward and backward, and writes and reads what is kept and its gradients; of
+    several, each also reads and writes their sum. The update reads and writes moments and what learns, and reads the
+    gradients. What lies in the host's memory passes that of the device too, both ways; the time between the two is not
+    counted.
+
+    Args:
+      model_flops, recomputed_flops: of a step on all devices.
+    """
+    again = recomputed_flops / machine.mesh.size
+    matrix = model_flops / machine.mesh.size + again
+    parameters, gradients = figures["parameter_bytes"], figures["gradient_bytes"]
+    kept = figures["kept_bytes"] + 2 * figures["host_bytes"]
+    of_gradients = 2 * accumulation * gradients * (2 if accumulation > 1 else 1)
+    of_update = 2 * (figures["optimizer_bytes"] + gradients)  # what learns is as large as its gradients
+    memory = 2.0 * accumulation * (parameters + kept) + of_gradients + of_update
     found = []
     for name, count in figures["sent_bytes"].items():
         kind, axes = name.split(" over ")
         found.append((kind, count, tuple(axes.split("+"))))
     units = _of_units(machine, matrix, memory, found, model_flops)
-    hints = _hints_of_units(units, is_recomputed)
-    return {"matrix_flops": matrix, "memory_bytes": memory} | units | {"would_change_it": hints}
+    share = again / matrix if matrix else 0.0
+    hints = _hints_of_units(units, share, accumulation * figures["host_bytes"])
+    figures = {"matrix_flops": matrix, "recomputed_share": share, "memory_bytes": memory}
+    return figures | units | {"would_change_it": hints}
 
 
 def _whole(reader: Reader) -> tuple[Work, dict[str, float]]:
@@ -169,13 +186,20 @@ def _waits(program: Program, told: Forecast, found: Sequence[Collective], machin
     return sorted((each for each in rows.values() if each["seconds"] > 0), key=lambda each: -each["seconds"])
 
 
-def _hints_of_units(units: Mapping[str, Any], is_recomputed: bool) -> list[str]:
-    """What would change the least time, where no schedule is known."""
+def _hints_of_units(units: Mapping[str, Any], recomputed: float, of_host: float) -> list[str]:
+    """What would change the least time, where no schedule is known.
+
+    Args:
+      recomputed: the share of the matrix unit's FLOPs that are recomputation.
+      of_host: bytes that go to the host's memory and come back.
+    """
     hints, binds, seconds = [], units["binds"], units["least_seconds_of"]
-    if is_recomputed and binds == MATRIX:
+    if of_host:
+        hints.append(f"{of_host / 2**30:.3g} GiB go to the host's memory and come back: no time here counts that")
+    if recomputed > 0.1 and binds == MATRIX:
         hints.append(
-            "a quarter of the matrix unit's FLOPs are recomputation: config.compute.remat=dots or offload recompute "
-            "less, where memory has room"
+            f"{recomputed:.0%} of the matrix unit's FLOPs are recomputation: config.compute.remat=dots or offload "
+            f"recompute less, where memory has room"
         )
     if binds not in (MATRIX, MEMORY):
         longer = f"{binds} take {seconds[binds] / seconds[MATRIX]:.2g} times as long as the matrix unit"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,37 @@ from jaxmm.models.multimodal import ModelSpec, flat_axes, model_maps
 from jaxmm.models.towers.audio import AudioTowerSpec, tower_segments
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import EVERYTHING, Trainable
+
+
+class Forward(NamedTuple):
+    """FLOPs of a part's forward pass.
+
+    Attributes:
+      maps: the linear maps of its layers, but for experts and the last ones.
+      experts: those of experts.
+      last: the last map of each layer, of whose output no gradient is taken: its MLP's.
+      meetings: positions that meet each other in attention.
+      beside: all that is in no layer.
+    """
+
+    maps: float = 0.0
+    experts: float = 0.0
+    last: float = 0.0
+    meetings: float = 0.0
+    beside: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def again(self, remat: str) -> float:
+        """What is computed again for the backward pass, by a key of ``layers.REMAT``.
+
+        "dots" and "offload" keep what maps give, not what experts and attention do.
+        """
+        if remat == "none":
+            return 0.0
+        return self.meetings + self.experts + (self.maps if remat == "full" else 0.0)
 
 
 def _lengths(segments: np.ndarray, *keys: np.ndarray) -> np.ndarray:
@@ -48,12 +79,16 @@ def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray, kind: str) -> float:
     return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
-def _vision_flops(spec: VisionSpec, patches: Stream) -> float:
-    """Forward, as of all here."""
-    count = float((np.asarray(patches.segments) > 0).sum())
-    layer = 4 * spec.width**2 + (3 if spec.gated else 2) * spec.width * spec.mlp
-    maps = 2 * count * (3 * spec.patch_size**2 * spec.width + spec.layers * layer)
-    return maps + 4 * spec.width * _tower_pairs(spec, patches)
+def _vision_flops(spec: VisionSpec, patches: Stream) -> Forward:
+    count = 2 * float((np.asarray(patches.segments) > 0).sum())
+    last, is_needed = spec.width * spec.mlp, spec.post_norms or bool(spec.layer_scale)
+    layer = 4 * spec.width**2 + (2 if spec.gated else 1) * last + is_needed * last
+    return Forward(
+        maps=count * spec.layers * layer,
+        last=count * spec.layers * last * (not is_needed),
+        meetings=4 * spec.width * _tower_pairs(spec, patches),
+        beside=count * 3 * spec.patch_size**2 * spec.width,
+    )
 
 
 def _stem_maps(spec: AudioTowerSpec) -> float:
@@ -68,12 +103,16 @@ def _stem_maps(spec: AudioTowerSpec) -> float:
     return (total + frames * bands * spec.channels * spec.width) / spec.chunk
 
 
-def _audio_flops(spec: AudioTowerSpec, audio: Stream) -> float:
+def _audio_flops(spec: AudioTowerSpec, audio: Stream) -> Forward:
     segments_BF = np.asarray(audio.segments)
     frames, lengths = float((segments_BF > 0).sum()), _lengths(tower_segments(segments_BF, spec))
-    layer = 4 * spec.width**2 + 2 * spec.width * spec.mlp
-    maps = 2 * (frames * _stem_maps(spec) + lengths.sum() * spec.layers * layer)
-    return float(maps + 4 * spec.width * spec.layers * (lengths**2).sum())
+    count, last = 2 * float(lengths.sum()) * spec.layers, spec.width * spec.mlp
+    return Forward(
+        maps=count * (4 * spec.width**2 + last),
+        last=count * last,
+        meetings=4 * spec.width * spec.layers * float((lengths**2).sum()),
+        beside=2 * frames * _stem_maps(spec),
+    )
 
 
 def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens: float) -> float:
@@ -85,20 +124,15 @@ def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens
     return 2 * soft_tokens * maps * (1 + spec.deep)
 
 
-def _mlp_maps(spec: DecoderSpec) -> float:
-    """Multiply-adds of a position in all MLPs: of experts, in those that it goes through, and the router."""
-    maps = len(spec.layers_of("mlp")) * 3.0 * spec.width * spec.mlp
-    maps += len(spec.layers_of("handed_mlp")) * 3.0 * spec.width * spec.handed_mlp
-    if one := spec.experts:
-        of_layer = one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate
-        maps += len(spec.layers_of("experts")) * spec.width * of_layer
-    return maps
-
-
-def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
+def _decoder_flops(spec: DecoderSpec, batch: Batch) -> Forward:
     positions = float((np.asarray(batch.text.segments) > 0).sum())
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
-    maps, meetings = _mlp_maps(spec), 0.0
+    last = len(spec.layers_of("mlp")) * spec.width * spec.mlp
+    last += len(spec.layers_of("handed_mlp")) * spec.width * spec.handed_mlp
+    maps, experts, meetings = 2.0 * last, 0.0, 0.0
+    if one := spec.experts:
+        of_layer = one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate
+        experts = float(len(spec.layers_of("experts")) * spec.width * of_layer)
     for kind, (kv_heads, head_dim, shared_kv) in spec.attention_sizes().items():
         own, of_keys = (2 + spec.attention_gate) * spec.heads, (2 - shared_kv) * kv_heads
         numbers = len(spec.layers_of(kind)) * (own + of_keys) + len(spec.layers_of(HANDED[kind])) * own
@@ -107,18 +141,21 @@ def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
         maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
     maps += 3 * spec.layers * spec.width * spec.layer_inputs  # all layers' at once, and two maps of each
-    return 2 * positions * maps + 2 * targets * spec.width * spec.vocab_size + meetings
+    if spec.post_norms or spec.layer_inputs or spec.experts_beside:  # a gradient needs its output
+        maps, last = maps + last, 0
+    head = targets * spec.width * spec.vocab_size
+    return Forward(2 * positions * maps, 2 * positions * experts, 2 * positions * last, meetings, 2 * head)
 
 
-def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
+def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, Forward]:
     """Of a forward pass, by part."""
     forward = {"decoder": _decoder_flops(spec.decoder, batch)}
     width = spec.decoder.width
     if spec.vision is not None and spec.connector is not None:
         vectors = sum(float((np.asarray(x.segments) > 0).sum()) for x in (batch.patches, batch.features) if x)
         forward["vision"] = _vision_flops(spec.vision, batch.patches)
-        forward["connector"] = _connector_flops(
-            spec.connector, spec.vision.feature_width, width, vectors / spec.connector.merge**2
+        forward["connector"] = Forward(
+            beside=_connector_flops(spec.connector, spec.vision.feature_width, width, vectors / spec.connector.merge**2)
         )
     if spec.audio is not None and spec.audio_connector is not None and batch.media:
         heard = 0.0
@@ -127,7 +164,8 @@ def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
             forward["audio"] = _audio_flops(spec.audio, audio)
         if ready_made := batch.media.get("audio_features"):
             heard += float((np.asarray(ready_made.segments) > 0).sum())
-        forward["audio_connector"] = _connector_flops(spec.audio_connector, spec.audio.width, width, heard)
+        of_heard = _connector_flops(spec.audio_connector, spec.audio.width, width, heard)
+        forward["audio_connector"] = Forward(beside=of_heard)
     return forward
 
 
@@ -158,20 +196,46 @@ def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
 
 def attended_shares(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     """Of the pairs of a NumPy Batch's rows, the part that sees each other, in the mean over layers: of the "decoder",
-    and of the "tower"."""
+    and of the towers "vision" and "audio"."""
     kinds, (rows, length) = spec.decoder.attention_sizes(), batch.text.segments.shape
     pairs = sum(_decoder_pairs(spec.decoder, np.asarray(batch.text.segments), kind) for kind in kinds)
     layers = sum(len(spec.decoder.layers_of(kind)) + len(spec.decoder.layers_of(HANDED[kind])) for kind in kinds)
-    shares = {"decoder": pairs / max(rows * length**2 * layers, 1), "tower": 0.0}
+    shares = {"decoder": pairs / max(rows * length**2 * layers, 1), "vision": 0.0, "audio": 0.0}
     if spec.vision is not None:
         rows, patches = batch.patches.segments.shape
-        shares["tower"] = _tower_pairs(spec.vision, batch.patches) / max(rows * patches**2 * spec.vision.layers, 1)
+        shares["vision"] = _tower_pairs(spec.vision, batch.patches) / max(rows * patches**2 * spec.vision.layers, 1)
+    if spec.audio is not None and (audio := batch.media.get("audio")):
+        segments = tower_segments(np.asarray(audio.segments), spec.audio)
+        rows, heard = segments.shape
+        shares["audio"] = float((_lengths(segments) ** 2).sum()) / max(rows * heard**2, 1)
     return shares
 
 
 def forward_flops(spec: ModelSpec, batch: Batch, parts: Collection[str]) -> float:
     """FLOPs of a forward pass of some parts on a NumPy Batch, without adapters."""
-    return sum(flops for part, flops in _forward_flops(spec, batch).items() if part in parts)
+    return sum(forward.total for part, forward in _forward_flops(spec, batch).items() if part in parts)
+
+
+def recomputed_flops(spec: ModelSpec, batch: Batch, trainable: Trainable, remat: str) -> float:
+    """FLOPs of the forward pass on a NumPy Batch that a backward pass does again: of the layers that a gradient passes.
+
+    What their last maps give is not needed again. The stem of an audio tower, which is checkpointed by itself, is left
+    out.
+
+    Args:
+      remat: a key of ``layers.REMAT``.
+    """
+    forward, total = _forward_flops(spec, batch), 0.0
+    adapters = _adapter_flops(spec, batch) if spec.adapter and remat == "full" else {}
+    learnt = [path for path in flat_axes(spec) if trainable.learns(path)]
+    for part in ("vision", "audio", "decoder"):
+        # What stands behind the layers has its gradient without them.
+        is_passed = any(
+            (path[0] == part and path[1] not in ("norm", "head")) or (path[0] != part == "decoder") for path in learnt
+        )
+        if is_passed and part in forward:
+            total += forward[part].again(remat) + adapters.get(part, 0.0)
+    return total
 
 
 def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING) -> float:
@@ -187,7 +251,8 @@ def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING
         for part in chain:
             share = shares.get(part) if part in forward else None
             passes = passes or share is not None
-            total += forward.get(part, 0.0) * (1 + (share or 0.0) + passes) + adapters.get(part, 0.0) * (2 + passes)
+            of_part = forward[part].total if part in forward else 0.0
+            total += of_part * (1 + (share or 0.0) + passes) + adapters.get(part, 0.0) * (2 + passes)
         anything_trained = anything_trained or passes
     return total
 

@@ -21,7 +21,7 @@ from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.flops import batch_flops
+from jaxmm.models.flops import attended_shares, batch_flops
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
@@ -221,6 +221,8 @@ def test_flops_grow_with_what_is_heard_and_not_with_padding(name):
             trained, frozen = batch_flops(spec, batch), batch_flops(spec, batch, Trainable(spec.parts))
             assert trained == pytest.approx(3 * frozen)
             flops[len(lengths), sum(lengths), frames] = trained
+            shares = attended_shares(spec, batch)
+            assert shares["vision"] == 0 < shares["audio"] <= (sum(lengths) / frames) ** 2
     assert flops[1, 100, 400] == flops[1, 100, 800]
     assert flops[2, 200, 400] == pytest.approx(2 * flops[1, 100, 400])
     assert flops[1, 200, 400] >= flops[2, 200, 400]

@@ -16,10 +16,11 @@ from jaxmm.models import attention as attn
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.decoder_spec import AttentionSizes
-from jaxmm.models.flops import batch_flops
+from jaxmm.models.flops import batch_flops, recomputed_flops
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 from jaxmm.models.recurrent import ConvolutionSpec
 from jaxmm.models.towers.vit import VisionSpec
+from jaxmm.models.trainable import EVERYTHING, Trainable
 
 
 def seen(intervals) -> float:
@@ -100,3 +101,26 @@ def test_a_decoder_of_several_mixers_counts_its_own_maps():
     pairs = (60**2 + 20**2) / 2
     wanted = 3 * (2 * 80 * kernels + 4 * spec.heads * spec.head_dim * pairs)
     assert batch_flops(ModelSpec(decoder=spec), batch) == pytest.approx(wanted)
+
+
+def test_what_is_computed_again_is_the_forward_pass_of_layers_that_a_gradient_passes():
+    """Of the model whose layers are two matmuls of 24 x 48 behind attention of 24: not the last one, of "dots" none."""
+    stream, grids = patches_of([(4, 6)])
+    batch = empty_batch(1, Budgets(16, stream.segments.shape[1], 2, 1), IMAGE)
+    text = batch.text._replace(segments=np.ones((1, 16), np.int32))
+    batch = batch._replace(text=text, patches=stream, grids_BM3=grids)
+    vision = VisionSpec(width=24, layers=3, heads=2, mlp=48, patch_size=2)
+    decoder = DecoderSpec(width=24, layers=2, heads=2, kv_heads=1, head_dim=12, mlp=48)
+    spec = ModelSpec(vision, ConnectorSpec(merge=1, mlp=8), decoder)
+    meet = {"vision": 4 * 24 * 3 * 24**2, "decoder": 4 * 24 * 2 * 16**2 / 2}
+    maps = {"vision": 2 * 24 * 3 * (4 * 24 + 48) * 24, "decoder": 2 * 16 * 2 * (3 * 24 + 2 * 48) * 24}
+    for frozen, parts in {
+        (): {"vision", "decoder"},
+        ("vision",): {"decoder"},
+        ("vision", "decoder"): {"decoder"},  # from the loss to the connector
+        ("vision", "connector", "decoder.embedding", "decoder.blocks"): set(),  # the head alone
+    }.items():
+        of_dots, of_all = (recomputed_flops(spec, batch, Trainable(frozen), remat) for remat in ("dots", "full"))
+        assert of_dots == sum(meet[part] for part in parts)
+        assert of_all - of_dots == sum(maps[part] for part in parts)
+    assert recomputed_flops(spec, batch, EVERYTHING, "none") == 0

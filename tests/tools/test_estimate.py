@@ -280,6 +280,7 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     assert "NVIDIA H100" in shown
     assert "all-gather over fsdp" in shown
     assert "which binds" in shown
+    assert "of it recomputation" not in shown, "remat is none"
     assert "least time of a step" in shown
     assert "a save copies" in shown
     assert "Fits: at its peak a device holds" in shown

@@ -11,8 +11,9 @@ import small_run
 
 from jaxmm import command, estimate, sharding
 from jaxmm.corpus import unseen_budgets
-from jaxmm.estimation import collectives, hlo
+from jaxmm.estimation import collectives, hlo, split
 from jaxmm.estimation import formula as estimate_formula
+from jaxmm.models.multimodal import flat_axes
 from jaxmm.models.routing import ExpertSpec
 from jaxmm.recipe import read_recipe
 from jaxmm.training.program import abstract_batch, make_program
@@ -151,20 +152,43 @@ def test_of_the_largest_layer_a_device_gathers_its_own_experts():
 
 
 def test_of_frozen_weights_in_few_bits_the_formula_counts_what_is_held_and_a_dequantised_layer():
-    adapters = ("--config.adapter.rank=2", "--config.optimizer.name=adamw", "--config.compute.remat=full")
+    adapters = ("--config.adapter.rank=2", "--config.optimizer.name=adamw", "--config.accumulation=2")
     figures, held, of_layer = {}, {}, {}
-    for kind in ("", "nf4"):
-        program, *rest = program_of({}, *adapters, f"--config.adapter.base_dtype={kind}")
+    for kind, remat in (("", "full"), ("nf4", "offload")):
+        flags = (f"--config.adapter.base_dtype={kind}", f"--config.compute.remat={remat}")
+        program, *rest = program_of({}, *adapters, *flags)
         params = program.abstract_state(rest[-1]).params
         figures[kind] = estimate_formula.by_formula(program, *rest)
         held[kind] = estimate_formula.shard_bytes(params)
         of_layer[kind] = estimate_formula._layer_bytes(program.recipe, params, rest[-1])
         learnt = program.recipe.trainable.split(params)[0]
         assert figures[kind]["gradient_bytes"] == estimate_formula.shard_bytes(learnt)
+        assert figures[kind]["microbatch_gradient_bytes"] == figures[kind]["gradient_bytes"], "beside their sum"
+        assert figures[kind]["activation_bytes"] >= figures[kind]["gradient_bytes"] + figures[kind]["kept_bytes"]
     assert 2 * held["nf4"] < held[""]
-    assert figures["nf4"]["kept_bytes"] == figures[""]["kept_bytes"], "no kernel is kept for the backward pass"
+    assert figures["nf4"]["kept_bytes"] == figures[""]["kept_bytes"], "no kernel is kept, and what is offloaded is not"
     spec = program.recipe.model.decoder
+    # What the maps of a layer give, but for the last: to queries, keys and values, out of attention, into the MLP.
+    given = (spec.heads + 2 * spec.kv_heads) * spec.head_dim + spec.width + 2 * spec.mlp
+    positions = rest[0].tokens * rest[1] // 2
+    assert figures[""]["host_bytes"] == 0
+    assert figures["nf4"]["host_bytes"] == pytest.approx(4 * positions * spec.layers * given, rel=0.15), "and factors"
     kernels = 2 * spec.width * (spec.heads + spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
     assert of_layer["nf4"] - of_layer[""] == 4 * kernels, (
         "computed with in float32, as the plain ones lie there already"
     )
+
+
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_the_share_of_a_device_of_tensor_has_the_shapes_that_the_mesh_gives_it(tensor):
+    """Four devices do not divide the heads here, which are whole then."""
+    program, *_, mesh = program_of({"tensor": tensor}, *CLIPS)
+    model = program.recipe.model
+    one = split.share(model, tensor)
+    assert (one.decoder.heads, one.decoder.mlp) == (2 if tensor == 4 else 1, 64 // tensor)
+    shapes = {path: shape for path, (shape, _) in flat_axes(one).items() if "blocks" in path}
+    for path, (shape, names) in flat_axes(model).items():
+        if "blocks" in path:
+            is_split = "tensor" in estimate_formula._split_over(names, shape, mesh)
+            assert math.prod(shapes[path]) * (tensor if is_split else 1) == math.prod(shape), path
+    assert split.share(model, 1) is model

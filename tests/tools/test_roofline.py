@@ -58,7 +58,7 @@ def test_flops_of_matmuls_are_counted_as_often_as_loops_run():
         for shape, one in zip(((64, 48), (5, 48, 48)), where, strict=True)
     )
     read = hlo.read(jax.jit(f, out_shardings=where[1]).lower(x, kernels).compile().as_text())
-    figures = roofline.of_program(read, None, mesh, 0.0, {"decoder": 0.0, "tower": 0.0})
+    figures = roofline.of_program(read, None, mesh, 0.0, {"decoder": 0.0})
     assert figures["matrix_flops"] == 2 * 8 * 48 * 48 * (5 + 1), "of the rows of one device"
     assert "least_seconds" not in figures, "a CPU's peaks are not known"
     own = 4 * (5 * 48 * 48 + 8 * 48)  # the kernels and the rows are read, at least
@@ -317,13 +317,26 @@ def test_a_collective_is_told_by_the_source_that_asks_for_it(name, when):
     read = hlo.read(text)
     (one,) = collectives(read, v5e().mesh)
     assert words.of_collective(read, one) == f"gather of decoder SwiGLU (models/block.py:77), {when}"
-    figures = roofline.of_program(read, v5e(), v5e().mesh, 1e12, {"decoder": 0.0, "tower": 0.0})
+    figures = roofline.of_program(read, v5e(), v5e().mesh, 1e12, {"decoder": 0.0})
     (wait,) = figures["waits"]
     assert (wait["what"], wait["over"]) == (words.of_collective(read, one), "fsdp")
     assert wait["seconds"] == pytest.approx(wait["of"]) == pytest.approx(15 / 16 * 2**29 / 100e9)
     assert figures["binds"] == "links over fsdp"
     assert figures["in_order_seconds"] >= figures["least_seconds"] > 0
     assert any("more rows a device" in hint for hint in figures["would_change_it"])
+
+
+def test_pairs_of_attention_are_those_of_the_part_whose_source_asks_for_it():
+    frames = FRAMES.replace("models/decoder.py", "models/towers/{}.py")
+    call = (
+        'ROOT %o = bf16[2,64,32] custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", '
+        'metadata={op_name="splash_mha_fwd" stack_frame_id=3}'
+    )
+    for file, share in (("audio", 0.25), ("vit", 0.5)):
+        read = hlo.read(frames.replace("{}", file) + entry("%q = bf16[2,64,32] parameter(0)", call))
+        shares = {"decoder": 1.0, "vision": 0.5, "audio": 0.25}
+        figures = roofline.of_program(read, None, v5e().mesh, 0.0, shares)
+        assert figures["matrix_flops"] == 2 * 2 * 2 * 64**2 * 32 * share
 
 
 def test_pairs_that_attention_kernels_meet_are_counted_by_kernel():
@@ -337,7 +350,7 @@ def test_pairs_that_attention_kernels_meet_are_counted_by_kernel():
     ):
         call = f'ROOT %o = {heads} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call"'
         read = program(entry(*lines, f'{call}, metadata={{op_name="{name}"}}'))
-        figures = roofline.of_program(read, None, v5e().mesh, 0.0, {"decoder": 1 / 16, "tower": 0.0})
+        figures = roofline.of_program(read, None, v5e().mesh, 0.0, {"decoder": 1 / 16})
         assert figures["matrix_flops"] == (matmuls or 0) * 2 * 16 * 8192**2 / 16 * 128
         assert figures["kernels_of_unknown_flops"] == (matmuls is None)
 
@@ -362,9 +375,10 @@ def test_gpus_of_a_node_share_its_network(sizes, axis, rate):
 )
 def test_links_that_bind_tell_by_how_much_and_what_hides_them(axis, remedy):
     machine = machine_of("NVIDIA H100", sharding.make_mesh({axis: 8}))
-    sizes = dict.fromkeys(("parameter_bytes", "optimizer_bytes", "gradient_bytes", "kept_bytes"), 0.0)
+    names = ("parameter_bytes", "optimizer_bytes", "gradient_bytes", "kept_bytes", "host_bytes")
+    sizes = dict.fromkeys(names, 0.0)
     sent = {f"all-gather over {axis}": 3 * 450e9 * 8 / 7}  # three seconds, beside one of the matrix unit
-    (hint,) = roofline.by_formula(machine, sizes | {"sent_bytes": sent}, 8 * 989e12, False)["would_change_it"]
+    (hint,) = roofline.by_formula(machine, sizes | {"sent_bytes": sent}, 8 * 989e12)["would_change_it"]
     assert hint.startswith(f"links over {axis} take 3 times as long as the matrix unit")
     assert remedy in hint
 
@@ -373,10 +387,17 @@ def test_gpus_have_the_same_figures_by_the_formula():
     mesh = sharding.make_mesh({"fsdp": 8})
     machine = machine_of("NVIDIA H100", mesh)
     sizes = {"parameter_bytes": 1e9, "optimizer_bytes": 2e9, "gradient_bytes": 1e9, "kept_bytes": 4e9}
-    figures = roofline.by_formula(machine, sizes | {"sent_bytes": {"all-gather over fsdp": 8e9}}, 8e15, True)
+    sizes |= {"host_bytes": 0, "sent_bytes": {"all-gather over fsdp": 8e9}}
+    figures = roofline.by_formula(machine, sizes, 8e15, 8e15 / 3)
     assert figures["least_seconds_of"] == pytest.approx(
-        {"matrix unit": 4e15 / 3 / 989e12, "memory": 16e9 / 3350e9, "links over fsdp": 7e9 / 450e9}
+        {"matrix unit": 4e15 / 3 / 989e12, "memory": 18e9 / 3350e9, "links over fsdp": 7e9 / 450e9}
     )
+    assert figures["recomputed_share"] == pytest.approx(1 / 4)
     assert figures["binds"] == "matrix unit"
     assert figures["most_mfu"] == pytest.approx(0.75)
     assert math.isfinite(machine.seconds("all-gather", 1e9, ("fsdp",)))
+    # Each of two microbatches: parameters and what is kept twice, its gradients and their sum twice; what goes to the
+    # host four times. Once: moments and what learns.
+    figures = roofline.by_formula(machine, sizes | {"host_bytes": 3e9}, 8e15, 0.0, 2)
+    assert figures["memory_bytes"] == 2 * (2 * (1e9 + 4e9) + 4 * 1e9 + 4 * 3e9) + 2 * (2e9 + 1e9)
+    assert any("5.59 GiB go to the host's memory" in hint for hint in figures["would_change_it"])

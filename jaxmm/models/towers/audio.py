@@ -72,6 +72,11 @@ class AudioTowerSpec:
             raise ValueError(f"audio chunk of {self.chunk} frames has no whole outputs of {self.pool} positions")
 
     @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+    @property
     def stride(self) -> int:
         """Frames from a tower position to the next, in a chunk."""
         return STRIDES[self.stem]
@@ -179,8 +184,8 @@ class SelfAttention(nnx.Module):
     """Multi-head attention over packed segments."""
 
     def __init__(self, spec: AudioTowerSpec, *, rngs: nnx.Rngs):
-        width, heads = spec.width, spec.heads
-        shape, axes = (heads, width // heads), ("heads", None)
+        width = spec.width
+        shape, axes = (spec.heads, spec.head_dim), ("heads", None)
         self.query = Linear([width], shape, ("embed", *axes), bias=True, rngs=rngs)
         self.key = Linear([width], shape, ("embed", *axes), bias=spec.key_bias, rngs=rngs)
         self.value = Linear([width], shape, ("embed", *axes), bias=True, rngs=rngs)

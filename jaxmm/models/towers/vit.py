@@ -126,6 +126,11 @@ class VisionSpec:
         return ClippedLinear if self.clipped else Linear
 
     @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+    @property
     def feature_width(self) -> int:
         """Width of what the connector gets of a patch."""
         return self.width * max(1, len(self.features))
@@ -201,8 +206,8 @@ class SelfAttention(nnx.Module):
     """Multi-head attention over packed segments."""
 
     def __init__(self, spec: VisionSpec, *, rngs: nnx.Rngs):
-        width, heads, bias = spec.width, spec.heads, spec.qkv_bias
-        shape, axes = (heads, width // heads), ("heads", None)
+        width, bias = spec.width, spec.qkv_bias
+        shape, axes = (spec.heads, spec.head_dim), ("heads", None)
         self.query = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.key = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.value = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
@@ -212,7 +217,7 @@ class SelfAttention(nnx.Module):
     def _norm(self, spec: VisionSpec, rngs: nnx.Rngs) -> RMSNorm | None:
         """Of queries or keys."""
         if spec.head_norms:
-            return RMSNorm(spec.width // spec.heads, spec.norm_eps, rngs=rngs, axis=None)
+            return RMSNorm(spec.head_dim, spec.norm_eps, rngs=rngs, axis=None)
         return RMSNorm(spec.width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
     def __call__(
@@ -364,7 +369,7 @@ class VisionTower(nnx.Module):
 
     def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
         """Half of the frequencies turn with the row, half with the column; by halves, those of the column are first."""
-        spec, dim = self.spec, self.spec.width // self.spec.heads
+        spec, dim = self.spec, self.spec.head_dim
         if not spec.rope_theta:
             return None
         if spec.rope_turns:
