@@ -20,6 +20,7 @@ import jax
 from jaxmm import atomic, command, formatting, sharding
 from jaxmm.capacity import check_states
 from jaxmm.checkpoints import references
+from jaxmm.checkpoints.agreement import check_config, check_start, contents_of
 from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size)
+    check_config(args.config, step=args.step)
     recipe = read_recipe(args.config, workdir)
     corpus = eval_corpus(args.config, recipe)
     if corpus is None:
@@ -71,6 +73,7 @@ def main(argv: list[str]) -> int:
         with Barrier("start").together("the checkpoint"):
             reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice
             step = chosen_step(workdir, args.step) or reader.latest()
+            check_start({"checkpoint": step, **contents_of(corpus, "held-out data")})
             params = saved_params(workdir, recipe, mesh, step, reader)
             which = f"the checkpoint of step {step}{reader.best_line()}"  # all processes read them together
         evaluator = make_evaluator(

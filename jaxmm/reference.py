@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmm import command, sharding
 from jaxmm.checkpoints import references
+from jaxmm.checkpoints.agreement import check_config, check_start, contents_of
 from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.params import started_params
 from jaxmm.corpus import cache_folder
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(config))
     startup.split_cpu(config.mesh, config.batch_size)
+    check_config(config)
     if line := cpu_dtype.settle(config):  # as the run will
         print(line, file=sys.stderr)
     recipe = read_recipe(config)
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> int:
     fingerprint = references.fingerprint_of(base, recipe, config.seed)
     recipe = recipe._replace(model=recipe.model.base, trainable=EVERYTHING)
     corpora = [train_corpus(config, recipe), eval_corpus(config, recipe)]
+    contents = contents_of(corpora[0], "data") | contents_of(corpora[1], "held-out data")
+    check_start({"weights": fingerprint, **contents})
     recipe = fitted(recipe, frozenset().union(*(corpus.media for corpus in corpora if corpus)))
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_experts(mesh, recipe.model.decoder.experts)

@@ -23,6 +23,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmm import command
+from jaxmm.checkpoints.agreement import check_config
 from jaxmm.checkpoints.resume import as_it_was
 from jaxmm.checkpoints.stored import Stored
 from jaxmm.checks.required import BACKENDS, require_attention
@@ -58,7 +59,8 @@ def main(argv: list[str], age: float = 0.0) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
-    check_writers(args.config)  # asks JAX which process this is, after which it cannot be split
+    check_config(args.config)  # asks JAX which process this is, after which it cannot be split
+    check_writers(args.config)
     spool = Spool.of(workdir)
     if spool and jax.process_index():
         spool = spool.for_process(jax.process_index())

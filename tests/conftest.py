@@ -177,6 +177,14 @@ def tiny() -> Tiny:
     return Tiny(spec, Compute(), init, apply, params)
 
 
+@pytest.fixture
+def job(monkeypatch) -> Any:
+    """A job of five processes that are threads."""
+    from thread_job import make_job
+
+    return make_job(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def chat_speaker(tmp_path_factory) -> Any:
     """A tiny run that writes letters, loaded: model "tiny"."""

@@ -46,6 +46,10 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _told_best(step: int) -> str:
+    return f"; the best by its evaluation loss is that of step {step} (--step=best)"
+
+
 class Checkpoints:
     """The checkpoints in one folder; a context manager, whose end waits for the save in flight.
 
@@ -84,6 +88,7 @@ class Checkpoints:
         self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
         self._barrier = Barrier(f"checkpoints {next(self._numbers)}")
         self._inventory = Inventory(self.folder, self._stored, lambda: self._is_parted, self._barrier, say)
+        self._say = say
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -131,7 +136,14 @@ class Checkpoints:
     def best_line(self) -> str:
         """Names the best checkpoint, '' where none was evaluated when it was saved."""
         best = self.best()
-        return "" if best is None else f"; the best by its evaluation loss is that of step {best} (--step=best)"
+        return "" if best is None else _told_best(best)
+
+    def closing_line(self) -> str:
+        """Lists the checkpoints and names the best, '' where none was evaluated. By process 0 alone, which saw them
+        written: another may see the folder as it was before the last of them."""
+        self.wait()
+        alone = Inventory(self.folder, self._stored, lambda: self._is_parted, None, self._say)
+        return f"{', '.join(map(str, alone.steps()))}{_told_best(best)}" if (best := alone.best()) is not None else ""
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The record saved with the checkpoint of ``step`` (default: the newest)."""

@@ -38,6 +38,11 @@ class Fault(NamedTuple):
     is_proven: bool
     differs: bool = False
 
+    @property
+    def kind(self) -> str:
+        """In a word."""
+        return "unreadable" if not self.is_proven else "damaged" if self.differs else "incomplete"
+
 
 class Entry(NamedTuple):
     """A file in the record."""

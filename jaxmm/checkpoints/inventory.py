@@ -1,5 +1,8 @@
 """Which checkpoints a run has, and which of them are as they were written: nothing else is chosen.
 
+The processes of a job agree on both. Each looks by itself, and one may see the folder as it was a minute ago (NFS), or
+another folder at the same path: arrays of several steps would be put together without a word.
+
 One that was cut short, lost a file or changed a bit later (``checksums``) is passed over with a line; one that cannot
 be read is never touched, as nobody knows whether it is broken.
 """
@@ -8,18 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxmm.checkpoints import checksums
-from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
+from jaxmm.checkpoints.checksums import META, METRICS, RECORD, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY
 from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import UserError
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.workdir.objects import StoreError
 
+LOOKS, PAUSE = 14, 5.0  # at a folder that processes see differently, and seconds between: NFS may show one the past
 ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
 
 
@@ -30,16 +38,17 @@ class Inventory:
       folder: holds one folder a checkpoint, named by its step.
       stored: the checkpoints in the store; None where the workdir is an ordinary one.
       is_parted: whether no process has a whole checkpoint, as several write to a store.
-      barrier: where processes that compare files together meet.
+      barrier: where processes that look and compare together meet; None for one that does it alone.
       say: prints a line.
     """
 
     def __init__(
-        self, folder: Path, stored: Stored | None, is_parted: Callable[[], bool], barrier: Barrier,
+        self, folder: Path, stored: Stored | None, is_parted: Callable[[], bool], barrier: Barrier | None,
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._folder, self._stored, self._is_parted = folder, stored, is_parted
         self._barrier, self._say = barrier, say
+        self._share = (jax.process_index(), jax.process_count()) if barrier else (0, 1)  # of files to compare
         self._faults: dict[int, Fault | None] = {}
         self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
 
@@ -104,13 +113,52 @@ class Inventory:
 
     def _look(self) -> dict[int, Fault | None]:
         """What is missing from each checkpoint, by step, ascending; a line for each fault that is new."""
-        steps = self._stored.steps() if self._stored else local_steps(self._folder)
-        for step in steps:
+        seen = self._agreed()
+        for step, fault in seen.items():
             if step not in self._faults:
-                fault = self._stored.look(step) if self._stored else checksums.look(self._path(step))
                 self._note(step, fault, told=jax.process_index() == 0)
-        self._faults = {step: self._faults[step] for step in steps}
+        self._faults = seen
         return self._faults
+
+    def _agreed(self) -> dict[int, Fault | None]:
+        """What this process sees, once all see the same.
+
+        Raises:
+          UserError: if they still do not after a minute.
+        """
+        looks = 0
+        while True:
+            seen = self._seen()
+            if self._barrier is None or jax.process_count() == 1:
+                return seen
+            own = [self._mark(step, fault) for step, fault in seen.items()]
+            if (odd := self._barrier.odd_one(own, f"the list of checkpoints in {self.place}")) is None:
+                return seen
+            if (looks := looks + 1) == LOOKS:
+                raise UserError(
+                    f"process {odd.process} sees in {self.place} {_listed(odd.other, odd.first)}, and process 0 sees "
+                    f"{_listed(odd.first, odd.other)}: nothing was changed; is --workdir the same folder on all "
+                    f"machines?"
+                )
+            time.sleep(PAUSE)
+
+    def _seen(self) -> dict[int, Fault | None]:
+        """What is missing from each checkpoint, as this process sees it now."""
+        steps = self._stored.steps() if self._stored else local_steps(self._folder)
+        return {step: self._faults[step] if step in self._faults else self._missing(step) for step in steps}
+
+    def _missing(self, step: int) -> Fault | None:
+        return self._stored.look(step) if self._stored else checksums.look(self._path(step))
+
+    def _mark(self, step: int, fault: Fault | None) -> list[Any]:
+        """What processes must see alike of a checkpoint: its step, what is wrong, and a checksum of its record."""
+        if step in self._faults:
+            return [step, "", 0]  # agreed on before
+        try:
+            read = self._stored.read(step, RECORD) if self._stored else (self._path(step) / RECORD).read_bytes()
+        except (OSError, StoreError):
+            read = None
+        return [step, fault.kind if fault else "", zlib.crc32(read or b"")]
 
     def _verify(self, step: int, part: str = "") -> Fault | None:
         """Compares the checkpoint's bytes with their checksums, each process some of its files."""
@@ -119,11 +167,11 @@ class Inventory:
         if {(step, part), (step, "")} & self._verified:
             return None
         path = self._path(step)
-        own = self._compared(step, part)
-        worst = self._barrier.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
-        fault = own or (
-            Fault("a file that another process read is not as it was written", worst == 1, True) if worst else None
-        )
+        fault = own = self._compared(step, part)
+        worst = self._worst(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
+        if worst and (own is None or own.is_proven != (worst == 1)):  # the same verdict in all of them
+            text = own.text if own else "a file that another process read is not as it was written"
+            fault = Fault(text, worst == 1, True)
         self._note(step, fault, told=own is not None)
         if not fault:
             self._verified.add((step, part))
@@ -131,14 +179,17 @@ class Inventory:
                 self._say(f"checkpoint {path} has no checksums (version 0.1 wrote none): it is taken as it is")
         return fault
 
+    def _worst(self, number: int, where: str) -> int:
+        """The largest number of all processes that look together."""
+        return self._barrier.largest(number, where) if self._barrier else number
+
     def _compared(self, step: int, part: str) -> Fault | None:
         """What differs in this process's share of the files; from a store they are fetched first."""
         path = self._path(step)
         if not self._stored:
-            return checksums.verify(path, part, (jax.process_index(), jax.process_count()))
+            return checksums.verify(path, part, self._share)
         if self._is_parted() and part in ("", STATE):
-            share = (jax.process_index(), jax.process_count())
-            return self._compared(step, META) or self._stored.compare(step, STATE, share)
+            return self._compared(step, META) or self._stored.compare(step, STATE, self._share)
         if fault := self._stored.fetch(step, part):
             return fault
         if fault := checksums.verify(path, part):
@@ -149,10 +200,9 @@ class Inventory:
     def _note(self, step: int, fault: Fault | None, told: bool) -> None:
         self._faults[step] = fault
         if fault and told:
-            kind = "unreadable" if not fault.is_proven else "damaged" if fault.differs else "incomplete"
             aside = f"takes away its {checksums.RECORD}" if self._stored else f"renames it to {step}{ASIDE}"
             way = f" (the next save {aside})" if fault.is_proven else ""
-            self._say(f"warning: ignoring the {kind} checkpoint {self.told(step)}: {fault.text}{way}")
+            self._say(f"warning: ignoring the {fault.kind} checkpoint {self.told(step)}: {fault.text}{way}")
 
     def _cannot_be_read(self, step: int, why: str) -> UserError:
         older = max((other for other in self.steps() if other < step), default=None)
@@ -166,9 +216,9 @@ class Inventory:
         import orbax.checkpoint as ocp
 
         path = self._path(step) / METRICS
-        if self._stored and self._stored.fetch(step, METRICS):
-            return None
-        if not (path / METRICS).is_file() or self._verify(step, METRICS):
+        fault = self._stored.fetch(step, METRICS) if self._stored else None
+        is_lacking = fault is not None or not (path / METRICS).is_file()
+        if self._worst(int(is_lacking), f"the metric of {path}") or self._verify(step, METRICS):
             return None
         return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC_KEY])
 
@@ -214,3 +264,14 @@ class Inventory:
                 if (aside / WHY).exists() or (fault and fault.is_proven):
                     shutil.rmtree(aside, ignore_errors=True)
                     self._say(f"removed {aside}: it was broken, and step {saved} is saved")
+
+
+def _listed(marks: list[list[Any]], others: list[list[Any]]) -> str:
+    """The checkpoints that a process sees, in words, next to those that another sees."""
+    by_step = {step: (kind, record) for step, kind, record in others}
+
+    def told(step: int, kind: str, record: int) -> str:
+        is_other = kind == by_step.get(step, (kind,))[0] and record != by_step.get(step, ("", record))[1]
+        return f"{step}{f' ({kind})' if kind else ' (with other contents)' if is_other else ''}"
+
+    return f"checkpoints {', '.join(told(*mark) for mark in marks)}" if marks else "no checkpoint"

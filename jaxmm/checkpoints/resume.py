@@ -15,6 +15,7 @@ from jaxmm.config.keys import completed
 from jaxmm.corpus import Corpus
 from jaxmm.data.packing.plan import FORMATS, Budgets, formats_of
 from jaxmm.errors import UserError
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.spool import name_of
 
@@ -45,7 +46,8 @@ def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:
     Raises:
       UserError: if the run's config cannot be read.
     """
-    if not has_saved(workdir) or not (workdir / "config.json").is_file():
+    is_begun = Barrier("config").largest(int(has_saved(workdir)), "the run's config")  # if any process sees that it is
+    if not is_begun or not (workdir / "config.json").is_file():
         return config
     old, asked = load_workdir(str(workdir)), from_json(command.to_json(config))
     for key, left_open in LEFT_OPEN.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -10,16 +11,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxmm.errors import STRANDED, StrandedError, UserError, end_at_once
 from jaxmm.runtime.jax_internals import absent_processes, coordinator, failed_collective, gone_process, is_deadline
+from jaxmm.runtime.patience import seconds_of
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
 _POLL, _DAY = 0.002, 86400  # seconds
 _REFUSED = 1000  # and the process's number: above all signals
+
+
+class OddOne(NamedTuple):
+    """A process that brings to a meeting something else than process 0.
+
+    Attributes:
+      process: its number.
+      first: what process 0 brings.
+      other: what it brings.
+    """
+
+    process: int
+    first: Any
+    other: Any
 
 
 class Barrier:
@@ -31,7 +47,7 @@ class Barrier:
 
     def __init__(self, name: str):
         self.name, self._times = name, 0
-        self._seconds = int(os.environ.get("JAXMM_BARRIER_SECONDS", SECONDS))
+        self._seconds = seconds_of("JAXMM_BARRIER_SECONDS", SECONDS)
 
     def largest(self, number: int, where: str) -> int:
         """The largest of the numbers, 0 and above, that the processes bring; the same in all of them.
@@ -85,6 +101,27 @@ class Barrier:
           StrandedError: naming the processes that did not come in time.
         """
         return list(self._answer(items, jax.process_index(), where, lambda shares: [x for one in shares for x in one]))
+
+    def odd_one(self, item: Any, where: str) -> OddOne | None:
+        """The first process that brings something else than process 0; None where all bring the same.
+
+        Small however many they are: a digest of each, and of two what they bring, if they differ.
+
+        Args:
+          item: of JSON.
+          where: what they meet for, for the error.
+
+        Raises:
+          StrandedError: naming the processes that did not come in time.
+        """
+        if jax.process_count() == 1:
+            return None
+        digest = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()
+        number = self._answer([digest], jax.process_index(), where, _first_other)
+        if not number:
+            return None
+        own = [item] if jax.process_index() in (0, number) else []
+        return OddOne(number, *self.gathered(own, where))
 
     def _answer(self, numbers: Sequence[Any], share: int, where: str, made_of: Callable[[list[list[Any]]], Any]) -> Any:
         """What process 0 makes of the numbers of all shares, in their order; the same in all processes.
@@ -258,6 +295,11 @@ class Stop:
         if largest >= _REFUSED:
             raise refused or UserError(f"process {largest - _REFUSED} cannot go on to {where}: its log says why")
         return largest
+
+
+def _first_other(digests: list[list[Any]]) -> int:
+    """The number of the first process whose digest is not that of process 0; 0 where there is none."""
+    return next((number for number, digest in enumerate(digests) if digest != digests[0]), 0)
 
 
 def _missing(message: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from jaxmm.errors import UserError
 from jaxmm.machine import cores
 from jaxmm.runtime import rendezvous, slurm
+from jaxmm.runtime.patience import seconds_of
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 JOB = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -183,7 +184,7 @@ def join_processes() -> None:
         return
     import jax
 
-    seconds = _join_seconds()
+    seconds = seconds_of("JAXMM_JOIN_SECONDS", 300)
     try:
         address, count, number = _place_in_job(named, seconds)
         rendezvous.meet(address, count, number, seconds, env.get("JAX_COORDINATOR_BIND_ADDRESS", ""))
@@ -197,13 +198,6 @@ def join_processes() -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
     _fix_cpu_threads(count)
-
-
-def _join_seconds() -> int:
-    text = os.environ.get("JAXMM_JOIN_SECONDS") or "300"
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"JAXMM_JOIN_SECONDS={text}: give whole seconds, 1 or more")
-    return int(text)
 
 
 def _place_in_job(named: list[str], seconds: int) -> tuple[str, int, int]:

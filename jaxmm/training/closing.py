@@ -114,8 +114,8 @@ def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> It
     if has_page:
         yield f"look at the run: {run.workdir / REPORT}"
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
-    if best := run.checkpoints.best_line():
-        yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
+    if run.is_first and (saved := run.checkpoints.closing_line()):
+        yield f"checkpoints: {saved}"
     workdir = shlex.quote(name_of(run.workdir))
     yield f'ask it:   python -m jaxmm.generate --workdir={workdir} {_asked_with(run)}--prompt="..."'
     own = "" if run.held_out else " --config.eval.path=HELD_OUT"

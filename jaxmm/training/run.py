@@ -13,7 +13,8 @@ from jaxmm import capacity, command, sharding
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.batch import Batch
 from jaxmm.checkpoints import references
-from jaxmm.checkpoints.base import Base, found_again, held, keep, kept
+from jaxmm.checkpoints.agreement import check_start, contents_of
+from jaxmm.checkpoints.base import Base, folders_fingerprint, found_again, held, keep, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.near import Near, forget
 from jaxmm.checkpoints.params import compile_unoptimized, started_params, with_base
@@ -102,6 +103,7 @@ class Run:
         self.identity, self.changed = self._identity()
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
+        self._check_agreed()
         known = self.record.skipped_lines if self.record else 0
         meeting = Barrier("skipped")
         has_own = jax.process_count() > 1 and Spool.of(workdir) is not None  # a file of its own in each process
@@ -128,7 +130,8 @@ class Run:
         if latest:
             return latest, Record.read(self.checkpoints.meta(latest), self.checkpoints.folder / str(latest))
         broken = self.checkpoints.faults()
-        if has_saved(self.workdir, self.config.checkpoint.every):
+        saved = has_saved(self.workdir, self.config.checkpoint.every)
+        if self.barrier.largest(int(saved), "the choice of a checkpoint"):  # if any process sees that it has
             why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
             raise UserError(
                 f"{name_of(self.workdir)} holds a run that has saved, and no checkpoint of it can be used ({why}): "
@@ -230,6 +233,24 @@ class Run:
                 f"{folder / str(self.start)} is a checkpoint of step {self.record.position}: its name must be its step"
             )
         return identity, identity.check(self.record, self.workdir, self.config.data.allow_change)
+
+    def _check_agreed(self) -> None:
+        """Ends all processes with a line where one is about to start from another step, data or weights."""
+        weights = "" if self.start or jax.process_count() == 1 else self.config.init_from
+        check_start(
+            {
+                "first step": f"{self.start}{' of a near checkpoint' if self.is_from_near else ''}",
+                "steps": int(self.steps),
+                "origin of the plan": list(self.plan.origin),
+                "template": self.identity.data["template"],
+                "budgets": self.identity.data["budgets"],
+                **contents_of(self.corpus, "data"),
+                **contents_of(self.held_out, "held-out data"),
+                "config.init_from": folders_fingerprint(weights),
+                "model beneath the adapters": self.base.fingerprint if self.base else {},
+                "reference": self.reference,
+            }
+        )
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,14 @@ import numpy as np
 import pytest
 import small_run
 from small_run import by_variables, free_port, start
+from thread_job import in_threads
 
 from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
 from jaxmm.errors import STRANDED, StrandedError, UserError
 from jaxmm.runtime import barrier, startup
 from jaxmm.runtime.barrier import Barrier, Stop
+from jaxmm.runtime.patience import seconds_of
 from jaxmm.training.run import Run
 
 STEPS = 4
@@ -84,61 +83,6 @@ def by_slurm(nodes: int, tasks: int, job: int) -> list[dict[str, str]]:
     return [{**step, **mine, "SLURM_PROCID": str(i)} for i, mine in enumerate(place)]
 
 
-class Coordinator:
-    """As much of a job's key-value store as a Barrier asks of it, for threads in place of processes."""
-
-    def __init__(self, processes: int):
-        self.held: dict[str, str] = {}
-        self.read: collections.Counter[str] = collections.Counter()  # values, by the thread that has read them
-        self.changed, self.all_here = threading.Condition(), threading.Barrier(processes)
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
-        with self.changed:
-            self.held[key] = value
-            self.changed.notify_all()
-
-    def key_value_delete(self, folder: str) -> None:
-        with self.changed:
-            self.held = {key: value for key, value in self.held.items() if not key.startswith(f"{folder}/")}
-
-    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
-        with self.changed:
-            found = [(key, value) for key, value in self.held.items() if key.startswith(f"{folder}/")]
-        self.read[threading.current_thread().name] += len(found)
-        return found
-
-    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
-        with self.changed:
-            if not self.changed.wait_for(lambda: key in self.held, milliseconds / 1000):
-                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: nothing")
-            self.read[threading.current_thread().name] += 1
-            return self.held[key]
-
-    def wait_at_barrier(self, name: str, milliseconds: int) -> None:
-        self.all_here.wait(milliseconds / 1000)
-
-
-@pytest.fixture
-def job(monkeypatch) -> Coordinator:
-    """A job of five threads, whose names are their numbers."""
-    made = Coordinator(5)
-    monkeypatch.setattr(barrier, "coordinator", lambda: made)
-    monkeypatch.setattr(jax, "process_count", lambda: 5)
-    monkeypatch.setattr(jax, "process_index", lambda: int(threading.current_thread().name))
-    return made
-
-
-def in_threads(process: Callable[[int], Any]) -> list[Any]:
-    """What each of the five finds."""
-    found: dict[int, Any] = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: process(n)}), name=str(n)) for n in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return [found.get(n) for n in range(5)]
-
-
 def test_all_processes_get_the_same_numbers_and_only_the_first_reads_those_of_all(job):
     def process(n: int) -> list[Any]:
         own = Barrier("numbers")
@@ -167,6 +111,18 @@ def test_a_first_process_that_tells_nothing_is_named(job, monkeypatch):
 
     _, *others = in_threads(process)
     assert others == ["process 0 came to a line of the log and told nothing within 1 s"] * 4
+
+
+@pytest.mark.parametrize("text", ["1h", "0", "0.5", "-3", "10000000", "²"])
+def test_seconds_that_are_none_are_one_line(text, monkeypatch):
+    for variable in ("JAXMM_BARRIER_SECONDS", "JAXMM_JOIN_SECONDS"):
+        monkeypatch.setenv(variable, text)
+        with pytest.raises(UserError, match=f"^{variable}={text}: give whole seconds, from 1 to 1000000$"):
+            seconds_of(variable, 600)
+    with pytest.raises(UserError, match="JAXMM_BARRIER_SECONDS"):
+        Barrier("numbers")
+    monkeypatch.setenv("JAXMM_BARRIER_SECONDS", "")
+    assert seconds_of("JAXMM_BARRIER_SECONDS", 600) == 600, "empty is as not set"
 
 
 @pytest.mark.slow
