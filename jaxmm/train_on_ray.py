@@ -20,13 +20,14 @@ FLAGS: command.Flags = {
         "",
         "folder of the run that all machines see, or one in a store (gs://, s3://); default: runs/<name of the config>",
     ),
-    "workers": ("1", "processes, one a machine: a number, or LEAST:MOST, with which the job goes on as machines go"),
-    "cpus": (1, "CPUs that Ray keeps for each"),
-    "gpus": (0, "GPUs of each"),
+    "workers": ("1", "processes: a number, or LEAST:MOST, with which the job goes on as machines go"),
+    "cpus": (1, "CPUs that Ray keeps for each; more than half of a machine's make it one process a machine"),
+    "gpus": (0, "GPUs of each; all that a machine has make it one process a machine"),
     "tpu": ("", "a slice instead, such as v6e:4x4; its machines are the workers"),
     "failures": (20, "deaths of workers after which the job is given up; -1: never"),
+    "grow_every": (600, "with LEAST:MOST, seconds between two looks for machines for more; to take them is a restart"),
 }
-OWN = ("workers", "cpus", "gpus", "tpu", "failures")  # flags that train has not
+OWN = ("workers", "cpus", "gpus", "tpu", "failures", "grow_every")  # flags that train has not
 
 
 def main(argv: list[str]) -> int:
@@ -50,14 +51,18 @@ def workers_of(args) -> Workers:
         raise UserError(f"--workers={args.workers}: give a number, or the least and the most, such as 2:8")
     if args.cpus < 1 or args.gpus < 0:
         raise UserError(f"--cpus={args.cpus} --gpus={args.gpus}: give 1 or more CPUs, and 0 or more GPUs")
+    if args.failures < -1:
+        raise UserError(f"--failures={args.failures}: give 0 or more, or -1 for never")
+    if args.grow_every < 1:
+        raise UserError(f"--grow_every={args.grow_every}: give seconds, 1 or more")
     if not args.tpu:
-        return Workers(int(least), int(most or least), args.cpus, args.gpus, None, args.failures)
+        return Workers(int(least), int(most or least), args.cpus, args.gpus, None, args.failures, args.grow_every)
     version, _, topology = args.tpu.lower().removeprefix("tpu:").partition(":")
     kind = "TPU-V5LITEPOD" if version == "v5e" else f"TPU-{version.upper()}"
     if args.gpus or args.workers != "1":
         raise UserError("--tpu has the machines of one slice as its workers: leave out --workers and --gpus")
     hosts = _hosts(kind, topology)
-    return Workers(hosts, hosts, args.cpus, 0, (kind, topology), args.failures)
+    return Workers(hosts, hosts, args.cpus, 0, (kind, topology), args.failures, args.grow_every)
 
 
 def _hosts(kind: str, topology: str) -> int:

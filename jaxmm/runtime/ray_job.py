@@ -21,7 +21,8 @@ from jaxmm.errors import UserError, extra
 from jaxmm.runtime.startup import JOB
 
 PASSED = (  # beginnings of names
-    "JAX_", "JAXMM_", "XLA_", "NCCL_", "LIBTPU_", "HF_", "AWS_", "TENSORSTORE_", "GLIBC_TUNABLES", "PYTHONPATH",
+    "JAX_", "JAXMM_", "XLA_", "NCCL_", "LIBTPU_", "HF_", "WANDB_", "AWS_", "GOOGLE_", "TENSORSTORE_", "GLIBC_TUNABLES",
+    "PYTHONPATH",
 )  # fmt: skip
 LOOK = 1.0  # seconds between two looks at a process
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -35,6 +36,7 @@ class Workers(NamedTuple):
       cpus, gpus: that Ray keeps for each.
       tpu: a slice as Ray names it, ``("TPU-V6E", "4x4")``; None without TPUs.
       failures: deaths after which the job is given up; -1 is never.
+      grow_every: seconds from one look for machines for more workers to the next.
     """
 
     least: int
@@ -43,6 +45,7 @@ class Workers(NamedTuple):
     gpus: int = 0
     tpu: tuple[str, str] | None = None
     failures: int = 20
+    grow_every: int = 600
 
 
 def run(argv: Sequence[str], workers: Workers, name: str, storage: str) -> None:
@@ -68,6 +71,8 @@ def run(argv: Sequence[str], workers: Workers, name: str, storage: str) -> None:
     ray.init(ignore_reinit_error=True)
     _check_cluster(ray, workers, is_ours)
     slice_ = {} if workers.tpu is None else {"accelerator_type": workers.tpu[0], "topology": workers.tpu[1]}
+    # Else Ray packs as many onto a machine as it has room for. Not onto each one: fewer machines must hold them too.
+    spread = {} if workers.tpu else {"placement_strategy": "SPREAD"}
     chips = {} if workers.tpu else {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     given = {"argv": list(argv), "folder": os.getcwd(), "env": passed(os.environ)}
 
@@ -80,7 +85,8 @@ def run(argv: Sequence[str], workers: Workers, name: str, storage: str) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
             use_gpu=workers.gpus > 0, use_tpu=workers.tpu is not None,
-            resources_per_worker=chips or None, **slice_,
+            resources_per_worker=chips or None,
+            elastic_resize_monitor_interval_s=float(workers.grow_every), **spread, **slice_,
         ),
         run_config=ray.train.RunConfig(
             name=name, storage_path=storage, failure_config=ray.train.FailureConfig(max_failures=workers.failures)

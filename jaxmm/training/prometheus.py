@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,12 +38,11 @@ class Endpoint:
         registry.register(self)  # type: ignore[arg-type]
         try:
             self._server, self._thread = start_http_server(port, host or "0.0.0.0", registry)
-        except OSError as error:
-            raise UserError(
-                f"config.log.prometheus: {host}:{port}: {error.strerror or error}; give another port, or end what "
-                f"listens there"
-            ) from error
-        self.url = f"http://{host or 'localhost'}:{port}/metrics"
+        except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"config.log.prometheus: {host}:{port}: {why}; {_way_out(error)}") from error
+        named = f"[{host}]" if ":" in host else host or "localhost"
+        self.url = f"http://{named}:{port}/metrics"
 
     def add(self, step: int, steps: int, figures: Mapping[str, Any]) -> None:
         """Takes the nested figures of a line of the log; ``steps``: of the whole run."""
@@ -66,3 +67,14 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _way_out(error: Exception) -> str:
+    """What to do where an address cannot be listened at."""
+    if isinstance(error, UnicodeError | socket.gaierror) or (
+        isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
+    ):
+        return "give a name or an address of this machine, or a port alone"
+    if isinstance(error, PermissionError):
+        return "give a port from 1024 on"
+    return "give another port, or end what listens there"

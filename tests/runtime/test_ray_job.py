@@ -30,9 +30,9 @@ def workers(monkeypatch, tmp_path, *flags: str) -> ray_job.Workers:
 @pytest.mark.parametrize(
     ("flags", "asked"),
     [
-        ([], (1, 1, 1, 0, None, 20)),
-        (["--workers=4", "--gpus=8", "--cpus=16"], (4, 4, 16, 8, None, 20)),
-        (["--workers=2:8", "--failures=-1"], (2, 8, 1, 0, None, -1)),
+        ([], (1, 1, 1, 0, None, 20, 600)),
+        (["--workers=4", "--gpus=8", "--cpus=16"], (4, 4, 16, 8, None, 20, 600)),
+        (["--workers=2:8", "--failures=-1", "--grow_every=1800"], (2, 8, 1, 0, None, -1, 1800)),
     ],
 )
 def test_flags_say_what_is_asked_of_the_cluster(flags, asked, monkeypatch, tmp_path):
@@ -48,6 +48,8 @@ def test_flags_say_what_is_asked_of_the_cluster(flags, asked, monkeypatch, tmp_p
         ("--workers=²", "give a number, or the least and the most"),
         ("--cpus=0", "give 1 or more CPUs"),
         ("--gpus=-1", "0 or more GPUs"),
+        ("--failures=-5", "--failures=-5: give 0 or more, or -1 for never"),
+        ("--grow_every=0", "--grow_every=0: give seconds, 1 or more"),
         ("--wrokers=2", "unknown flag --wrokers"),
         ("--config.batch_sise=2", "batch_size"),
     ],
@@ -87,6 +89,8 @@ def test_settings_reach_the_processes_and_not_which_one_this_is():
         "XLA_FLAGS": "a",
         "JAX_PROCESS_ID": "3",
         "AWS_REGION": "eu-west-1",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/key",
+        "WANDB_MODE": "offline",
         "HOME": "/root",
         "JAXMM_BARRIER_SECONDS": "9",
     }
@@ -94,6 +98,8 @@ def test_settings_reach_the_processes_and_not_which_one_this_is():
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "a",
         "AWS_REGION": "eu-west-1",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/key",
+        "WANDB_MODE": "offline",
         "JAXMM_BARRIER_SECONDS": "9",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -143,8 +144,15 @@ def test_what_is_no_address_is_told_in_a_line(text):
 
 
 def test_a_host_that_is_not_this_machine_s_and_a_missing_package_are_told_in_a_line(monkeypatch):
-    with pytest.raises(UserError, match=r"config\.log\.prometheus: no\.such\.invalid:9400: "):
-        Endpoint("no.such.invalid", 9400, "")
+    for host in ("no.such.invalid", "a..b", "192.0.2.1"):
+        way = r".*; give a name or an address of this machine"
+        with pytest.raises(UserError, match=rf"config\.log\.prometheus: {host}:9400: {way}"):
+            Endpoint(host, 9400, "")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="give another port, or end what listens there"):
+            Endpoint("127.0.0.1", taken.getsockname()[1], "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"package is not installed: pip install 'jaxmm\[prometheus\]'"):
         Endpoint("", 9400, "")

@@ -4,7 +4,7 @@
 #   TPU=my-pod ZONE=us-central2-b tools/launch/tpu_pod.sh --config=configs/siglip2_qwen3.py --workdir=/shared/runs/mine
 #
 # Needs gcloud here, and Python 3.11 or newer on the workers. The workdir must be on a file system that all
-# workers have mounted. Started again, the run goes on.
+# workers have mounted, or in a store (--workdir=gs://BUCKET/FOLDER). Started again, the run goes on.
 set -euo pipefail
 
 : "${TPU:?set TPU to the name of the slice}" "${ZONE:?set ZONE to its zone}"
