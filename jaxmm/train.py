@@ -71,7 +71,8 @@ def main(argv: list[str], age: float = 0.0) -> int:
             spool.fetch()
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir, args.config_name, compile_ahead=True)
-        if run.start >= run.steps and not (workdir / SUMMARY).exists():
+        has_closed = Barrier("summary").largest(int((workdir / SUMMARY).exists()), "the end of a run that is done")
+        if run.start >= run.steps and not has_closed:
             print(f"{name_of(workdir)}: all steps are done, and the run was ended before it was closed: closing it now")
         elif run.start >= run.steps:
             key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"

@@ -29,6 +29,7 @@ from jaxmm.errors import UserError, printable
 from jaxmm.hf import adapter_record
 from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
+from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import cpu_dtype
@@ -236,7 +237,9 @@ class Run:
 
     def _check_agreed(self) -> None:
         """Ends all processes with a line where one is about to start from another step, data or weights."""
-        weights = "" if self.start or jax.process_count() == 1 else self.config.init_from
+        if jax.process_count() == 1:
+            return
+        weights = "" if self.start else self.config.init_from
         check_start(
             {
                 "first step": f"{self.start}{' of a near checkpoint' if self.is_from_near else ''}",
@@ -244,6 +247,7 @@ class Run:
                 "origin of the plan": list(self.plan.origin),
                 "template": self.identity.data["template"],
                 "budgets": self.identity.data["budgets"],
+                "parameters": {".".join(path): list(of[0]) for path, of in flat_axes(self.recipe.model).items()},
                 **contents_of(self.corpus, "data"),
                 **contents_of(self.held_out, "held-out data"),
                 "config.init_from": folders_fingerprint(weights),
