@@ -102,7 +102,7 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
     dtype = config.compute.dtype or ("float32" if on_cpu else "bfloat16")
     try:
         longest = config.seq_len if model.decoder.window else 0
-        backend = choose_backend(config.compute.attention, platform, longest, dtype, model.widest_head)
+        backend = choose_backend(config.compute.attention, platform, longest, dtype, model.head_widths)
         decoder = model.decoder
         check_mask(backend, decoder.mask, decoder.attention_softcap, is_split=config.mesh.context != 1)
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ BACKENDS = {
     "tokamax": "tokamax's Pallas kernels for Hopper GPUs, never chosen by itself",
     "flash3": "FlashAttention-3 for Hopper GPUs, causal masks and whole segments, never chosen by itself",
 }  # fmt: skip
+BESIDE = "blocks"  # takes heads of any width: "splash+blocks" is "splash", and this where heads are too wide for it
 _PLATFORMS = {"splash": "tpu", "fused": "gpu", "hopper": "gpu", "tokamax": "gpu", "flash3": "gpu"}  # its only one
 # What all intervals of a row are, as ``attention`` is told.
 MASKS = {
@@ -37,14 +38,14 @@ BLOCK, LARGEST_BLOCK = 64, 512  # positions; of "blocks"
 _GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
-def choose_backend(name: str, platform: str, longest: int, dtype: str = "", head: int = 0) -> str:
-    """Returns the backend to use: ``name``, or for '' the best one.
+def choose_backend(name: str, platform: str, longest: int, dtype: str = "", heads: Collection[int] = ()) -> str:
+    """Returns the backend to use: ``name``, or for '' the best one, which may be two ("splash+blocks").
 
     Args:
       platform: "cpu", "tpu" or "gpu"; "" for one that is not to be asked.
       longest: positions of the longest row in which some layer sees a window; 0 where none does.
       dtype: that is computed in, where it is known.
-      head: width of the widest head, where it is known.
+      heads: all widths of heads, where they are known.
 
     Raises:
       ValueError: if there is no such backend, or it cannot be it here.
@@ -57,14 +58,45 @@ def choose_backend(name: str, platform: str, longest: int, dtype: str = "", head
             f"here"
         )
     if platform and name in device.PACKAGES:
-        device.require(name, dtype, head)
-    if platform != "tpu" or name not in ("splash", ""):
-        return name or ("fused" if platform == "gpu" else "blocks")
-    from jaxmm.models.kernels.splash import LONGEST
+        device.require(name, dtype, max(heads, default=0))
+    chosen = name or {"tpu": "splash", "gpu": "fused"}.get(platform, "blocks")
+    if platform == "tpu" and chosen == "splash":
+        from jaxmm.models.kernels.splash import LONGEST
 
-    if name and longest > LONGEST:
-        raise ValueError(f"'splash' takes windows in rows of at most {LONGEST} positions, not {longest}: give ''")
-    return "splash" if longest <= LONGEST else "blocks"
+        if name and longest > LONGEST:
+            raise ValueError(f"'splash' takes windows in rows of at most {LONGEST} positions, not {longest}: give ''")
+        chosen = "splash" if longest <= LONGEST else "blocks"
+    wide = [head for head in heads if head > largest_head(chosen)]
+    if wide and name:
+        raise ValueError(f"'{name}' takes heads of at most {largest_head(name)}, not {max(wide)}: give ''")
+    if not wide:
+        return chosen
+    return BESIDE if len(wide) == len(heads) else f"{chosen}+{BESIDE}"
+
+
+def largest_head(backend: str) -> float:
+    """Width of the widest head that a backend of BACKENDS takes."""
+    if backend == "splash":
+        from jaxmm.models.kernels import splash
+
+        return splash.LARGEST_HEAD
+    if backend == "fused":
+        from jaxmm.models.kernels import fused
+
+        return fused.LARGEST_HEAD
+    return device.LARGEST_HEAD if backend in device.PACKAGES else math.inf
+
+
+def for_head(backend: str, head: int) -> str:
+    """The one of BACKENDS that computes heads of this width, of what ``choose_backend`` gave."""
+    first, _, beside = backend.partition("+")
+    return beside if beside and head > largest_head(first) else first
+
+
+def in_words(backend: str) -> str:
+    """What ``choose_backend`` gave, for people: "'splash', and heads wider than 256 by 'blocks'"."""
+    first, _, beside = backend.partition("+")
+    return f"'{first}'" + (f", and heads wider than {largest_head(first)} by '{beside}'" if beside else "")
 
 
 def check_mask(backend: str, mask: str, softcap: float, is_split: bool = False) -> None:
@@ -100,7 +132,7 @@ def attention(
         (end <= start) gives 0.
       scale: of the logits; 0 is 1 / sqrt(D).
       softcap: bends logits to within plus and minus this by a tanh (Gemma 2); 0 does not.
-      backend: one of BACKENDS; '' is "blocks".
+      backend: one of BACKENDS, or two as ``choose_backend`` gives them; '' is "blocks".
       block: of "blocks", the side of the squares that are computed or skipped.
       group: of "blocks", queries that are computed at a time, 0 for the platform's best.
       mask: what is known of the intervals, a key of MASKS: where they are more than "any", "splash" takes rows of any
@@ -116,7 +148,7 @@ def attention(
     scale = scale or q_BTHD.shape[-1] ** -0.5
     run: Callable[..., jax.Array]
     with_starts = False
-    chosen = choose_backend(backend, "", T)
+    chosen = choose_backend(for_head(backend, q_BTHD.shape[-1]), "", T)
     if chosen == "splash":
         from jaxmm.models.kernels.splash import LONGEST, splash_attention
 

@@ -13,7 +13,7 @@ class Compute:
       dtype: of activations.
       remat: what layers keep for the backward pass, a key of ``layers.REMAT``.
       unroll: layers that one iteration of the scan over them runs.
-      attention: a backend of ``attention.BACKENDS``; '' is "blocks".
+      attention: what ``attention.choose_backend`` gives; '' is "blocks".
       tile: patch positions of an image, where all images have as many: "blocks" then cuts the tower's positions at the
         edges of images, and no logit of theirs is masked. 0 is any number.
     """

@@ -64,11 +64,10 @@ class ModelSpec:
         return tuple(part for part in PARTS if getattr(self, part) is not None)
 
     @property
-    def widest_head(self) -> int:
-        """The width of the widest head of attention."""
+    def head_widths(self) -> frozenset[int]:
+        """The widths that heads of attention have."""
         towers = [part.width // part.heads for part in (self.vision, self.audio) if part]
-        of_global = self.decoder.global_attention
-        return max(self.decoder.head_dim, of_global.head_dim if of_global else 0, *towers)
+        return frozenset([*towers, *(sizes.head_dim for sizes in self.decoder.attention_sizes().values())])
 
     @property
     def base(self) -> ModelSpec:

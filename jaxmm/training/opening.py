@@ -21,6 +21,7 @@ from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.image_spec import ImageSpec
+from jaxmm.models.attention import in_words
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.matmuls import has_float8_units, is_float8, is_grouped
 from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, kernel_dims, model_maps
@@ -55,7 +56,7 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     shape = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "one device"
     yield (
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
-        f"attention by '{recipe.compute.attention}'"
+        f"attention by {in_words(recipe.compute.attention)}"
     )
     if run.dtype_line:
         yield run.dtype_line

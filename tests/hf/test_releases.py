@@ -51,6 +51,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf.decoders import decoder_of, plain_decoder_of
 from jaxmm.hf.families.registry import layout_of
 from jaxmm.hf.towers import tower_of
+from jaxmm.models.attention import choose_backend
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 from jaxmm.models.rope import axis_of_frequency
 from jaxmm.models.routing import ExpertSpec
@@ -137,7 +138,10 @@ def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
     assert (two.attention_scale, two.attention_softcap, two.logit_softcap) == (1 / 16, 50.0, 30.0)
     assert (two.window, two.global_layers, two.post_norms) == (4096, tuple(range(1, 26, 2)), True)
     assert (one.prefix_blocks, two.prefix_blocks) == (True, True)
-    four = layout_of(config_of(GEMMA4, tmp_path)).spec.decoder
+    whole = layout_of(config_of(GEMMA4, tmp_path)).spec
+    four = whole.decoder
+    assert choose_backend("", "gpu", 8192, "bfloat16", whole.head_widths) == "fused+blocks", "no kernel takes 512"
+    assert choose_backend("", "tpu", 8192, "bfloat16", whole.head_widths) == "splash+blocks"
     assert (four.global_attention, four.kv_heads, four.head_dim) == ((4, 512, True), 16, 256)
     assert (four.rope_scaling.kind, four.rope_scaling.fraction, four.window) == ("proportional", 0.25, 1024)
     assert four.layers_of("global_attention") == four.global_layers == tuple(range(5, 60, 6))

@@ -201,3 +201,19 @@ def test_the_best_backend_is_chosen_by_platform_and_length_of_windowed_rows():
     assert attn.choose_backend("blocks", "tpu", 8192) == "blocks"
     with pytest.raises(ValueError, match="windows in rows of at most 65536 positions, not 65537"):
         attn.choose_backend("splash", "tpu", LONGEST + 1)
+
+
+@pytest.mark.parametrize(("platform", "kernels"), [("tpu", "splash"), ("gpu", "fused")])
+def test_heads_that_the_kernels_do_not_take_are_left_to_blocks(platform, kernels):
+    chosen = functools.partial(attn.choose_backend, platform=platform, longest=8192)
+    assert chosen("", heads={64, LARGEST_HEAD}) == kernels
+    assert chosen("", heads={2 * LARGEST_HEAD}) == "blocks"
+    both = chosen("", heads={72, 256, 512})  # as in Gemma 4
+    assert (attn.for_head(both, 256), attn.for_head(both, 512)) == (kernels, "blocks")
+    assert attn.in_words(both) == f"'{kernels}', and heads wider than 256 by 'blocks'"
+    with pytest.raises(ValueError, match=f"'{kernels}' takes heads of at most 256, not 512: give ''"):
+        chosen(kernels, heads={72, 512})
+    shapes = [jax.ShapeDtypeStruct((1, 64, 2, 2 * LARGEST_HEAD), jnp.float32)] * 3
+    edges = [jax.ShapeDtypeStruct((1, 64), jnp.int32)] * 2
+    traced = jax.eval_shape(lambda q, k, v, *edges: attn.attention(q, k, v, edges, backend=both), *shapes, *edges)
+    assert traced.shape == shapes[0].shape

@@ -288,9 +288,12 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     of_cpu = capsys.readouterr().out
     assert "formula, nothing compiled" in of_cpu
     assert "all-gather over fsdp" in of_cpu
-    wide = ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
+    wide = ["--config.decoder.head_dim=512"]  # of which no kernel for GPUs is
+    wide += ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
     assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
-    assert "Does not fit: at its peak a device would hold" in capsys.readouterr().out
+    of_wide = capsys.readouterr().out
+    assert "Does not fit: at its peak a device would hold" in of_wide
+    assert "fused+blocks" in of_wide
 
 
 def test_a_formula_of_several_slices_is_refused():

@@ -30,6 +30,7 @@ def measure(settings: Settings) -> Measured:
 
     from jaxmm import sharding
     from jaxmm.data.loader import batches
+    from jaxmm.models.attention import in_words
     from jaxmm.models.flops import batch_flops
     from jaxmm.training.compiled_step import CompiledStep
     from jaxmm.training.loop import prefetch
@@ -76,9 +77,9 @@ def measure(settings: Settings) -> Measured:
         figures |= shares | of_saves
     recipe = run.recipe
     notes = [
-        f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, attention by '{recipe.compute.attention}', "
-        f"remat '{recipe.compute.remat}'; {config.batch_size} rows of {run.budgets.tokens} tokens and "
-        f"{run.budgets.patches} patches",
+        f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, "
+        f"attention by {in_words(recipe.compute.attention)}, remat '{recipe.compute.remat}'; {config.batch_size} rows "
+        f"of {run.budgets.tokens} tokens and {run.budgets.patches} patches",
         FORMULA,
         *without,
         *how_saved,
