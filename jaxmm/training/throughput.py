@@ -11,7 +11,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 # Dense bf16 FLOP/s of one device, by `jax.Device.device_kind`.
@@ -96,6 +96,17 @@ class Counts:
         return self
 
 
+Total = Callable[[list[float]], list[float]]  # adds up, over all rows, numbers that were counted of a process's own
+
+
+def of_all_rows(counts: Sequence[Counts], total: Total) -> None:
+    """Sets what of ``counts`` a process knows only of its own rows to what ``total`` adds up of it, in one meeting."""
+    summed = iter(total([getattr(one, name) for one in counts for name in OF_ROWS]))
+    for one in counts:
+        for name in OF_ROWS:
+            setattr(one, name, next(summed))
+
+
 class Meter:
     """Counts steps and measures their time. Feed it once a step, when the step's results are there.
 
@@ -111,7 +122,7 @@ class Meter:
         device_kind: str = "",
         devices: int = 1,
         clock: Callable[[], float] = time.perf_counter,
-        total: Callable[[list[float]], list[float]] = list,
+        total: Total = list,
         media: Collection[str] = (),
     ) -> None:
         self._device, self._media = (device_kind, devices), media
@@ -156,10 +167,7 @@ class Meter:
     def window(self) -> dict[str, float | None]:
         """The figures of the steps since the last call, for a log line; all processes of a job must ask."""
         every, timed = self._window, self._timed_window
-        summed = iter(self._total([getattr(counts, name) for counts in (every, timed) for name in OF_ROWS]))
-        for counts in (every, timed):
-            for name in OF_ROWS:
-                setattr(counts, name, next(summed))
+        of_all_rows((every, timed), self._total)
         figures = self._figures(every, timed)
         if timed.steps:
             figures["step_seconds"] = timed.seconds / timed.steps

@@ -15,6 +15,7 @@ import small_run
 from benchmarks import step as benchmark_step
 
 from jaxmm.runtime import startup
+from jaxmm.training.throughput import Counts
 
 SHARES = [f"share of {part}" for part in ("tower and connector", "decoder", "loss", "optimizer")]
 
@@ -50,7 +51,7 @@ def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
 
 
 def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
-    run = types.SimpleNamespace(config=types.SimpleNamespace(accumulation=4))
+    run = types.SimpleNamespace(config=types.SimpleNamespace(accumulation=4, objective=""))
     shares, notes = benchmark_step.parts(run, None, None, None, None, 1)
     assert not shares
     assert "not in 4 microbatches" in notes[0]
@@ -63,6 +64,18 @@ def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
     shares, notes = benchmark_step.parts(run, None, None, None, None, 1)
     assert not shares
     assert "ran out of memory" in notes[0]
+    run.config.objective = "dpo"
+    shares, notes = benchmark_step.parts(run, None, None, None, None, 1)
+    assert not shares
+    assert "config.objective=dpo" in notes[0]
+
+
+def test_rates_of_a_job_are_those_of_all_its_rows():
+    counts = [Counts(tokens=50, token_capacity=200, images=3, patches=40, patch_capacity=160, flops=1e14)]
+    figures = benchmark_step.rates([2.0], counts, "TPU v4", 4, lambda own: [2 * number for number in own])
+    names = ("tokens", "images", "token fill", "patch fill", "model FLOPs")
+    assert [figures[name].median for name in names] == [50, 3, 0.5, 0.5, 100]
+    assert figures["MFU"].median == pytest.approx(1e14 / (4 * 275e12))
 
 
 @pytest.mark.parametrize("words", [["--part=step"], ["--part", "step"]])

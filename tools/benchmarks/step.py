@@ -31,10 +31,10 @@ def measure(settings: Settings) -> Measured:
     from jaxmm import sharding
     from jaxmm.data.loader import batches
     from jaxmm.models.attention import in_words
-    from jaxmm.models.flops import batch_flops
+    from jaxmm.runtime.barrier import Barrier
     from jaxmm.training.compiled_step import CompiledStep
     from jaxmm.training.loop import prefetch
-    from jaxmm.training.progress import count
+    from jaxmm.training.progress import counts_of
     from jaxmm.training.run import Run
 
     began = time.perf_counter()
@@ -63,11 +63,14 @@ def measure(settings: Settings) -> Measured:
                 figures["first step"] = Figure([time.perf_counter() - began], "s")
             if number >= WARM:
                 seconds.append(time.perf_counter() - start)
-                flops = batch_flops(run.recipe.model, loaded.batch, run.recipe.trainable)
-                counts.append(dataclasses.replace(count(loaded, config.batch_size, flops), wait_seconds=wait))
+                counts.append(dataclasses.replace(counts_of(loaded, run), wait_seconds=wait))
         if settings.profile:
             jax.profiler.stop_trace()
-        figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
+
+        def total(own: list[float]) -> list[float]:
+            return Barrier("benchmark").total(own, run.local_rows[0], "the figures of all rows")
+
+        figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size, total)
         figures["peak memory"] = Figure([throughput.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
         stepper = Stepper(step, state, batch)
         of_saves, how_saved = saves(
@@ -89,8 +92,15 @@ def measure(settings: Settings) -> Measured:
     return Measured(figures, notes)
 
 
-def rates(seconds: list[float], counts: list[Any], device_kind: str, devices: int) -> dict[str, Figure]:
-    """Step time, rates, fills and MFU, one sample a step."""
+def rates(
+    seconds: list[float], counts: list[throughput.Counts], device_kind: str, devices: int, total: throughput.Total
+) -> dict[str, Figure]:  # fmt: skip
+    """Step time, rates, fills and MFU, one sample a step.
+
+    Args:
+      counts: of this process's rows, which ``total`` adds up over all rows.
+    """
+    throughput.of_all_rows(counts, total)
 
     def per_second(name: str) -> list[float]:
         return [getattr(count, name) / each for count, each in zip(counts, seconds, strict=True)]
@@ -124,6 +134,11 @@ def parts(
         return {}, [
             f"no shares of the step's time: the programs that end earlier take all rows at once, not in {accumulation} "
             f"microbatches; --config.accumulation=1 has them"
+        ]
+    if run.config.objective:
+        return {}, [
+            f"no shares of the step's time: the programs that end earlier learn targets, not preferences, as "
+            f"config.objective={run.config.objective} does"
         ]
     try:
         found = in_turns(programs(run, step, state, loaded, batch), repeats)
