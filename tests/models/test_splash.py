@@ -14,6 +14,7 @@ from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding, zigzag
 from jaxmm.checks.oracle import dense, mask_by_definition
+from jaxmm.errors import UserError
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
 
@@ -185,7 +186,7 @@ def test_what_the_kernel_cannot_do_raises_when_it_is_traced():
     length = 512 * LANES
     shapes = [jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)] * 3
     edges = [jax.ShapeDtypeStruct((1, length), jnp.int32)] * 3
-    with pytest.raises(ValueError, match=r"at most 65536 pairs of blocks, .* are 262144: split rows over"):
+    with pytest.raises(UserError, match=r"at most 65536 pairs of blocks, .* are 262144: split rows over"):
         jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
     with pytest.raises(ValueError, match="'splash' runs on TPUs, not on cpu"):
         attn.choose_backend("splash", "cpu", 128)

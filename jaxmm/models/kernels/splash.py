@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
 
+from jaxmm.errors import UserError
+
 LANES = 128
 LARGEST_BLOCK = 512
 LARGEST_HEAD = 256  # in float32, on every kind; of 512 a block and its sums are more than v4 and v5p have memory for
@@ -38,8 +40,8 @@ def splash_attention(
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
     Raises:
-      ValueError: for heads wider than LARGEST_HEAD, more keys than LONGEST without ``start_BS``, or more pairs of
-        blocks than PAIRS: 131,072 queries by as many keys.
+      ValueError: for heads wider than LARGEST_HEAD, or more keys than LONGEST without ``start_BS``.
+      UserError: for more pairs of blocks than PAIRS: 131,072 queries by as many keys.
     """
     T, S, D = q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.shape[-1]
     if D > LARGEST_HEAD:
@@ -48,7 +50,7 @@ def splash_attention(
         raise ValueError(f"attention by 'splash' takes windows among at most {LONGEST} keys, not {S}: use 'blocks'")
     block_q, block_k = _block(T), _block(S)
     if (pairs := -(-T // block_q) * -(-S // block_k)) > PAIRS:
-        raise ValueError(
+        raise UserError(  # before compiling; how long rows of patches are is only known when the data is
             f"attention by 'splash' takes at most {PAIRS} pairs of blocks, and {T} queries by {S} keys are {pairs}: "
             f"split rows over config.mesh.context, or use 'blocks'"
         )
