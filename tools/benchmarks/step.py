@@ -67,10 +67,10 @@ def measure(settings: Settings) -> Measured:
         if settings.profile:
             jax.profiler.stop_trace()
 
-        def total(own: list[float]) -> list[float]:
+        def of_all(own: list[float]) -> list[float]:
             return Barrier("benchmark").total(own, run.local_rows[0], "the figures of all rows")
 
-        figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size, total)
+        figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size, of_all)
         figures["peak memory"] = Figure([throughput.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
         stepper = Stepper(step, state, batch)
         of_saves, how_saved = saves(
