@@ -12,7 +12,7 @@ compiler counts in one device's program, recomputation and padding included. Mos
 what is waited for in the order of the compiled schedule. ``save`` is one too: how fast a device's state must be copied.
 No data is read: rows are taken as full, of documents of equal length, and budgets that the data would choose as half of
 the row's positions, which pictures and recordings share where the model takes both. A model from random weights has the
-towers that ``config.data.media`` names.
+towers that ``config.data.media`` names, or else those of the demo that it learns from; ``batch media`` says which.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ FLAGS: command.Flags = {
     "output": ("", "JSON file to write"),
 }
 RESERVED = 0.03  # of a device's memory, that the runtime keeps
+RESERVED_OF_GPU = 1 - printed.GPU_FRACTION
 LETTERS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How libtpu says what a program would have needed, now and before; arguments are in it, whatever its name.
 REFUSALS = (r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)", r"Used ([\d.]+)([KMGT]?) of")
@@ -78,6 +79,22 @@ def with_media(recipe: Any) -> Any:
     return recipe._replace(image=whole.only(["video"] * has_video + ["audio"] * (audio is not None)))
 
 
+def foreseen_media(config: Any) -> str:
+    """The ``config.data.media`` that a run settles at its start, as far as that is known without data."""
+    from jaxmm.model_recipe import clips_of
+
+    is_demo = not (config.data.path or config.init_from or config.objective)  # that of preferences has pictures
+    return config.data.media or (clips_of([config.data.demo]) if is_demo else "")
+
+
+def media_of(image: Any) -> str:
+    """What stands in the rows of a forecast beside text, in words."""
+    from jaxmm.data.media.table import MEDIA
+
+    has = {"image": image.is_sighted, "video": image.video is not None, "audio": image.audio is not None}
+    return ", ".join(MEDIA[name].plural for name, is_there in has.items() if is_there) or "none"
+
+
 def estimate(config: Any, target: Target, documents: int, is_formula: bool = False) -> dict[str, Any]:
     """The figures of a step, by name; all bytes are of one device.
 
@@ -104,6 +121,7 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
     if target.platform == "cpu":
         cpu_dtype.settle(config)
+    config.data.media = foreseen_media(config)
     recipe = with_media(read_recipe(config, platform=target.platform))
     check_states(recipe.model.decoder, mesh)
     sharding.check_experts(mesh, recipe.model.decoder.experts)
@@ -117,13 +135,19 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     compute = recipe.compute
     figures: dict[str, Any] = {
         "target": {
+            "platform": target.platform,
             "kind": target.kind,
             "devices": mesh.size,
             "memory": target.memory,
             "memory_is": target.memory_is,
             "mesh": dict(mesh.shape),
         },
-        "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
+        "batch": {
+            "rows": config.batch_size,
+            **budgets._asdict(),
+            "documents": documents,
+            "media": media_of(recipe.image),
+        },
         "compute": {
             "dtype": compute.dtype,
             "remat": compute.remat,
@@ -138,6 +162,8 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     if peak := throughput.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
     machine = chips.machine_of(target.kind, mesh)
+    if machine is None:
+        figures["times"] = f"not forecast: no peaks of '{target.kind}' are known"
     if target.platform == "gpu" or is_formula:
         figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh, target.platform)
         if machine:
@@ -156,7 +182,8 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
         count = saved_bytes(state, recipe.trainable, has_base=has_base)
         figures["save"] = saving(count, config.checkpoint.every, seconds)
     if "fits" not in figures:
-        figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
+        reserved = RESERVED_OF_GPU if target.platform == "gpu" else RESERVED
+        figures["fits"] = figures["peak_bytes"] <= (1 - reserved) * target.memory
     return figures
 
 

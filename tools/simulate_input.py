@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
     if min(job) <= 0 or args.batches < 1 or args.late < 1:
         raise UserError("every number must be positive")
     try:
-        sizes = sorted(int(float(size)) for size in args.measured.split(","))
-    except ValueError as error:
+        sizes = sorted({int(float(size)) for size in args.measured.split(",")})
+    except (ValueError, OverflowError) as error:
         raise UserError(f"--measured={args.measured}: write numbers of examples, as 1e6,1e7") from error
     if sizes[0] < 1000:
         raise UserError(f"--measured={args.measured}: 1,000 examples are the least")

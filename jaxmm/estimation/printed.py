@@ -10,6 +10,7 @@ from jaxmm.estimation.saving import PART
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 WAITS = 3  # that are printed
+JAX_TAKES, GPU_FRACTION = 0.75, 0.95  # of a GPU's memory: what JAX takes by itself, and what it can be told to take
 
 
 def in_units(count: float) -> str:
@@ -86,7 +87,10 @@ def verdict(figures: Mapping[str, Any]) -> str:
         return f"Does not fit: the compiler refuses it for {has}"
     peak = in_units(figures["peak_bytes"])
     if figures["fits"]:
-        return f"Fits: at its peak a device holds {peak} of {has}"
+        line = f"Fits: at its peak a device holds {peak} of {has}"
+        if target["platform"] == "gpu" and figures["peak_bytes"] > JAX_TAKES * target["memory"]:
+            line += f", of which JAX takes {JAX_TAKES:.0%}: set XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_FRACTION}"
+        return line
     return (
         f"Does not fit: at its peak a device would hold {peak}, of {has}; with more devices in config.mesh.fsdp each "
         f"holds less state, with config.compute.remat=full and fewer rows less is kept for the backward pass"

@@ -290,10 +290,11 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     assert "all-gather over fsdp" in of_cpu
     wide = ["--config.decoder.head_dim=512"]  # of which no kernel for GPUs is
     wide += ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
-    assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
+    assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:l4:8"]) == 2
     of_wide = capsys.readouterr().out
     assert "Does not fit: at its peak a device would hold" in of_wide
     assert "fused+blocks" in of_wide
+    assert "not forecast: no peaks of 'l4' are known" in of_wide
 
 
 def test_a_formula_of_several_slices_is_refused():
@@ -322,6 +323,30 @@ def test_half_of_a_row_is_of_the_media_that_the_model_takes(media, patches, fram
     assert (budgets.patches, budgets.get("audio")) == (patches, frames)
     row = empty_batch(1, budgets, recipe.image)
     assert row.patches.values.shape[2] == recipe.image.patch_size**2 * 3 * (2 if "video" in media else 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "media", "words"),
+    [
+        ({}, "", "images"),
+        ({"data.demo": "audio"}, "audio", "images, recordings"),
+        ({"data.demo": "video"}, "video", "images, videos"),
+        ({"data.demo": "video", "data.media": "audio"}, "audio", "images, recordings"),
+        ({"data.demo": "video", "data.path": "elsewhere"}, "", "images"),
+    ],
+)
+def test_a_forecast_is_of_the_media_of_the_demo_that_a_run_learns_from(changes, media, words):
+    config = load_config("base", **changes)
+    config.data.media = estimate.foreseen_media(config)
+    assert config.data.media == media
+    assert estimate.media_of(estimate.with_media(read_recipe(config)).image) == words
+
+
+@pytest.mark.parametrize(("platform", "part", "said"), [("gpu", 0.74, False), ("gpu", 0.76, True), ("tpu", 0.9, False)])
+def test_where_jax_takes_less_of_a_gpu_than_a_step_needs_the_verdict_has_the_setting(platform, part, said):
+    target = {"platform": platform, "memory": 80e9, "memory_is": "a GPU's"}
+    line = printed.verdict({"target": target, "peak_bytes": part * 80e9, "fits": True})
+    assert ("of which JAX takes 75%: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in line) == said
 
 
 @pytest.mark.parametrize("text", ["tpu", "tpu:v9:4x4", "tpu:v5e", "gpu:h100", "gpu:h100:none", "cpu:8", "abacus"])

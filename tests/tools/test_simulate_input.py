@@ -51,6 +51,18 @@ def test_the_table_has_what_real_code_took_and_what_follows(tmp_path, capsys):
     assert "20,000 examples: step 3, by the table" in printed.err
 
 
+def test_a_size_that_is_named_twice_is_measured_once(monkeypatch):
+    measured = []
+
+    def found(folder, size, job, args):
+        measured.append(size)
+        return {**FOUND, "examples": size, "check": 1, "open": 1, "batch": 1}
+
+    monkeypatch.setattr(simulate_input, "_measured", found)
+    assert simulate_input.main(["--measured=1e6,1000000,1e5"]) == 0
+    assert measured == [10**5, 10**6]
+
+
 def test_what_grows_faster_than_the_data_is_marked():
     small, large = (
         {**FOUND, "examples": n, "check": n / 1e6, "open": (n / 1e6) ** 2, "batch": 1.0} for n in (10**6, 10**7)
@@ -62,7 +74,7 @@ def test_what_grows_faster_than_the_data_is_marked():
     assert growth["a batch"] is None
 
 
-@pytest.mark.parametrize("flag", ["--measured=many", "--measured=10", "--step_seconds=0", "--late=0"])
+@pytest.mark.parametrize("flag", ["--measured=many", "--measured=10", "--measured=inf", "--step_seconds=0", "--late=0"])
 def test_numbers_that_make_no_sense_are_told_in_a_line(flag):
     with pytest.raises(UserError, match=r"--measured|positive"):
         simulate_input.main([flag])
