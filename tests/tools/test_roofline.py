@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmm import sharding
-from jaxmm.estimation import hlo, roofline, words
+from jaxmm.estimation import hlo, printed, roofline, words
 from jaxmm.estimation.chips import TPUS, machine_of
 from jaxmm.estimation.collectives import all_collectives, collectives
 from jaxmm.estimation.schedule import forecast
@@ -393,6 +393,7 @@ def test_gpus_have_the_same_figures_by_the_formula():
         {"matrix unit": 4e15 / 3 / 989e12, "memory": 18e9 / 3350e9, "links over fsdp": 7e9 / 450e9}
     )
     assert figures["recomputed_share"] == pytest.approx(1 / 4)
+    assert any("matrix unit" in line and "25% of it recomputation" in line for line in printed.forecast(figures, {}))
     assert figures["binds"] == "matrix unit"
     assert figures["most_mfu"] == pytest.approx(0.75)
     assert math.isfinite(machine.seconds("all-gather", 1e9, ("fsdp",)))
