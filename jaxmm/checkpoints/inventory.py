@@ -132,7 +132,7 @@ class Inventory:
             if self._barrier is None or jax.process_count() == 1:
                 return seen
             own = [self._mark(step, fault) for step, fault in seen.items()]
-            if (odd := self._barrier.odd_one(own, f"the list of checkpoints in {self.place}")) is None:
+            if (odd := self._barrier.odd_one(own, "the list of checkpoints")) is None:
                 return seen
             if (looks := looks + 1) == LOOKS:
                 raise UserError(
