@@ -24,7 +24,9 @@ FAMILIES = {
 }  # fmt: skip
 # One of each kind of adapters, of tables of experts, and of modules that wrap a Linear.
 CHOSEN = ("siglip2 + llama", "gemma4", "qwen3-vl, experts", "qwen3.5")
-LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
+# By how much logits of up to 4 may differ: of Qwen3.5 ours are 3.4e-5 from float64 on one CPU, those there 1.5e-5, and
+# more on another. And by how much adapters must move them.
+LOGITS, MOVED = 1e-4, 0.5
 
 
 @pytest.fixture(scope="module")
