@@ -91,11 +91,11 @@ class Reader:
         if one.kind == "fusion":
             inside = self._inside(one.attribute("calls"))
             if matmul := grouped(one, self.operands(place, one)):
-                return Work(matmul.flops * self._held(matmul), inside.other / matmul.groups)
+                return Work(matmul.flops * self._filled(matmul), inside.other / matmul.groups)
             return inside
         if one.kind == "custom-call":
             if matmul := grouped(one, self.operands(place, one)):
-                return Work(matmul.flops * self._held(matmul))
+                return Work(matmul.flops * self._filled(matmul))
             if "ragged-dot-metadata" in one.op_name:
                 return Work()
             known = self._kernel(one, self.operands(place, one))
@@ -110,7 +110,7 @@ class Reader:
         taken = self.operands(place, one) if one.kind.startswith("reduce") else one.arrays
         return Work(other=float(taken[0].items if taken else 0))
 
-    def _held(self, matmul: Grouped) -> float:
+    def _filled(self, matmul: Grouped) -> float:
         """The part of a grouped matmul's slots that hold a choice."""
         return min(1.0, self._choices / matmul.rows) if self._choices else 1.0
 
@@ -133,7 +133,7 @@ class Reader:
             return 2.0 * _held(taken[1].arrays if len(taken) > 1 else one.arrays)
         if one.kind == "custom-call" and (matmul := grouped(one, self.operands(place, one))):
             arrays = [array for each in (*taken, one) for array in each.arrays if not array.space]
-            return sum(array.held_bytes * (self._held(matmul) if len(array.dims) == 2 else 1) for array in arrays)
+            return sum(array.held_bytes * (self._filled(matmul) if len(array.dims) == 2 else 1) for array in arrays)
         given = one.arrays[-1:] if one.kind.endswith("-start") else one.arrays
         return float(sum(_held(each.arrays) for each in taken) + _held(given))
 
