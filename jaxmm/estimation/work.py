@@ -96,7 +96,7 @@ class Reader:
         if one.kind == "custom-call":
             if matmul := grouped(one, self.operands(place, one)):
                 return Work(matmul.flops * self._filled(matmul))
-            if "ragged-dot-metadata" in one.op_name:
+            if "ragged-dot-metadata" in one.op_name:  # where its groups begin and end
                 return Work()
             known = self._kernel(one, self.operands(place, one))
             is_kernel = "tpu_custom_call" in one.rest
@@ -123,6 +123,9 @@ class Reader:
             ends = [array for array in one.arrays if array.dims][-2:]  # of a slice, the whole array may be either
             moved = min((array.held_bytes for array in ends), default=0)
             return float(moved * sum(not array.space for array in ends))
+        if matmul := grouped(one, self.operands(place, one)):  # of the slots it skips nothing is read or written
+            arrays = [array for each in (*taken, one) for array in each.arrays if not array.space]
+            return sum(array.held_bytes * (self._filled(matmul) if len(array.dims) == 2 else 1) for array in arrays)
         if one.kind == "fusion":
             inside = one.attribute("calls")
             reads = sum(self._read(inside, number, each) for number, each in enumerate(self._taken(place, one)))
@@ -131,9 +134,6 @@ class Reader:
             return 2.0 * _held(one.arrays)
         if one.kind == "dynamic-update-slice":
             return 2.0 * _held(taken[1].arrays if len(taken) > 1 else one.arrays)
-        if one.kind == "custom-call" and (matmul := grouped(one, self.operands(place, one))):
-            arrays = [array for each in (*taken, one) for array in each.arrays if not array.space]
-            return sum(array.held_bytes * (self._filled(matmul) if len(array.dims) == 2 else 1) for array in arrays)
         given = one.arrays[-1:] if one.kind.endswith("-start") else one.arrays
         return float(sum(_held(each.arrays) for each in taken) + _held(given))
 
